@@ -1,0 +1,43 @@
+"""Where studies and records come from, and how they are prepared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ttepretrain.config import require, require_choice
+
+
+@dataclass
+class CohortConfig:
+    """The synthetic cohort. The sizes themselves are frozen in data/cohort/latents.py."""
+
+    size: str = "default"  # tiny | default
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_choice("cohort.size", self.size, ("tiny", "default"))
+        require(self.seed >= 0, "cohort.seed", self.seed, "must not be negative")
+
+
+@dataclass
+class InputConfig:
+    """All paths None: the run's own synthetic cohort (`<root>/<name>/cohort`) is the input."""
+
+    studies: str | None = None  # studies.parquet or .csv
+    ehr: str | None = None  # MEDS data set folder
+    ontology: str | None = None  # Athena export folder; None: codes.parquet parents alone
+    splits: str | None = None  # parquet or csv: subject_id, split; overrides the data set's own
+
+
+@dataclass
+class PrepareConfig:
+    stages: list[str] = field(default_factory=lambda: ["labels", "volumes"])
+    max_bad_fraction: float = 0.01  # bad studies beyond max(10, this share of all) stop the run with exit 3
+    num_cpus: int | None = None  # Ray workers on this machine; None: all cores
+    salt_file: str | None = None  # share one salt between related prepared folders
+    split_seed: int = 0  # subject hash 70/10/20 where no table says
+
+    def __post_init__(self) -> None:
+        for stage in self.stages:
+            require_choice("prepare.stages", stage, ("labels", "volumes"))
+        require(0 <= self.max_bad_fraction <= 0.5, "prepare.max_bad_fraction", self.max_bad_fraction, "must lie in [0, .5]")

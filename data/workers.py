@@ -1,0 +1,148 @@
+"""The Ray side: one session per command, and a bounded parallel map that survives the death of workers.
+
+Nothing else imports Ray. Functions and items travel by pickle, so a function is module-level (or a partial of one) and
+results are small records; volumes go to disk, never through the object store.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+OBJECT_STORE_BYTES = 128 << 20  # small records only; Ray's default is a third of the memory
+MAX_DEATHS = 2  # workers one item may kill before it is given up
+
+# Inherited by the workers of a local session; on a cluster `ray start` runs with the job script's environment.
+WORKER_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # Ray would print exception texts (identifiers) of results nobody fetched
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else a driver under `uv run` makes every worker build an environment
+    "OMP_NUM_THREADS": "1",  # one study per core; torch reads it too
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "POLARS_MAX_THREADS": "1",
+}
+
+
+# Despite its name, on every system: Ray then takes 127.0.0.1 as the node's address, and its servers listen there only.
+# `_node_ip_address="127.0.0.1"` alone is resolved to the host's outer address (Ray 2.60). Read when ray is imported.
+LOOPBACK_ENVIRONMENT = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+
+
+@dataclass(frozen=True)
+class WorkerDied:
+    """Result of an item whose worker process died (killed, out of memory, crashed) MAX_DEATHS times."""
+
+    index: int
+
+
+@contextmanager
+def ray_session(num_cpus: int | None = None) -> Iterator[None]:
+    """Ray for the block: on this machine's loopback with `num_cpus` workers (None: all cores).
+
+    With RAY_ADDRESS in the environment the session joins that cluster instead and leaves it running.
+    """
+    pythonpath = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+    joins_cluster = bool(os.environ.get("RAY_ADDRESS"))
+    loopback = {} if joins_cluster else LOOPBACK_ENVIRONMENT
+    with _environment(WORKER_ENVIRONMENT | loopback | {"PYTHONPATH": pythonpath}):
+        import ray
+
+        if joins_cluster:
+            ray.init(log_to_driver=False, configure_logging=False)
+            folder = None
+        else:
+            # Short: the path of Ray's sockets below it must stay under 107 bytes.
+            folder = tempfile.mkdtemp(prefix="tte-", dir="/tmp")
+            ray.init(
+                address="local",
+                num_cpus=num_cpus or len(os.sched_getaffinity(0)),
+                num_gpus=0,
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                configure_logging=False,
+                _node_ip_address="127.0.0.1",
+                _temp_dir=folder,
+            )
+        try:
+            yield
+        finally:
+            ray.shutdown()
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def map_bounded(
+    function: Callable[[Any], Any], items: Iterable[Any], in_flight_per_cpu: int = 2
+) -> Iterator[tuple[int, Any]]:
+    """(index, function(item)) of every item, in the order they finish; needs an open `ray_session`.
+
+    `items` is drawn from as results leave: at most in_flight_per_cpu x CPUs are under way. An item whose worker dies
+    runs again, and after MAX_DEATHS its result is WorkerDied(index). An exception of the function itself is raised
+    here and ends the map.
+    """
+    import ray
+    from ray.exceptions import NodeDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
+
+    # max_retries=0: Ray would run a poison item again without telling which one it was.
+    task = ray.remote(num_cpus=1, max_retries=0)(_apply)
+    shared = ray.put(function)
+    limit = max(1, int(in_flight_per_cpu * ray.cluster_resources().get("CPU", 1)))
+    waiting = enumerate(items)
+    again: deque[tuple[int, Any, int]] = deque()
+    running: dict[Any, tuple[int, Any, int]] = {}  # reference -> index, item, deaths
+    try:
+        while True:
+            while len(running) < limit:
+                if again:
+                    entry = again.popleft()
+                elif (new := next(waiting, None)) is not None:
+                    entry = (*new, 0)
+                else:
+                    break
+                running[task.remote(shared, entry[1])] = entry
+            if not running:
+                return
+            done, _ = ray.wait(list(running), num_returns=1)
+            reference = done[0]
+            index, item, deaths = running.pop(reference)
+            try:
+                result = ray.get(reference)
+            except RayTaskError as error:
+                raise error.cause from error  # the cause alone has the type; the traceback is in `error`
+            except (WorkerCrashedError, NodeDiedError, OutOfMemoryError):
+                if deaths + 1 < MAX_DEATHS:
+                    again.append((index, item, deaths + 1))
+                    continue
+                result = WorkerDied(index)
+            yield index, result
+    finally:
+        for reference in running:
+            ray.cancel(reference, force=True)
+
+
+def _apply(function: Callable[[Any], Any], item: Any) -> Any:
+    return function(item)
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -1,0 +1,86 @@
+"""RunConfig: every key of a run, one section per owner. Light imports only (a typo must be answered in a second)."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data.config import CohortConfig, InputConfig, PrepareConfig
+from ehr.config import EhrConfig
+from ttepretrain.config import load_config, require, valid_keys
+from ttepretrain.models.config import ModelConfig
+from ttepretrain.training.config import TrainConfig
+from ttepretrain.volume.spec import VolumeConfig
+
+
+@dataclass
+class PathsConfig:
+    root: str = "runs"  # outputs go to <root>/<name>/
+
+
+@dataclass
+class EvalConfig:
+    arms: list[str] = field(default_factory=lambda: ["base_random", "tte"])
+    horizons_days: list[float] = field(default_factory=lambda: [30.0, 180.0, 365.0])
+    bootstraps: int = 1000  # patient resamples behind every interval
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.bootstraps >= 100, "eval.bootstraps", self.bootstraps, "must be at least 100")
+        require(
+            len(self.horizons_days) > 0 and all(h > 0 for h in self.horizons_days),
+            "eval.horizons_days", self.horizons_days, "must be positive days",
+        )  # fmt: skip
+
+
+@dataclass
+class RunConfig:
+    name: str = "default"  # folder under paths.root
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    cohort: CohortConfig = field(default_factory=CohortConfig)
+    input: InputConfig = field(default_factory=InputConfig)
+    prepare: PrepareConfig = field(default_factory=PrepareConfig)
+    ehr: EhrConfig = field(default_factory=EhrConfig)
+    volume: VolumeConfig = field(default_factory=VolumeConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def __post_init__(self) -> None:
+        require(
+            self.name not in ("", ".", "..") and "/" not in self.name,
+            "name", self.name, "must be a folder name",
+        )  # fmt: skip
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.paths.root) / self.name
+
+    @property
+    def cohort_folder(self) -> Path:
+        return self.folder / "cohort"
+
+    @property
+    def prepared_folder(self) -> Path:
+        return self.folder / "prepared"
+
+    @property
+    def eval_folder(self) -> Path:
+        return self.folder / "eval"
+
+    def pretrain_folder(self, arm: str) -> Path:
+        return self.folder / "pretrain" / arm
+
+
+def read_run_config(arguments: list[str], program: str, description: str) -> RunConfig:
+    """Configuration of `python -m PROGRAM CONFIG [key=value ...]`; `--help` lists every key."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {program}",
+        description=description,
+        epilog="keys: " + ", ".join(valid_keys(RunConfig)),
+    )
+    parser.add_argument("config", type=Path, help="YAML file with what this run changes, e.g. configs/default.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes on top of the file")
+    parsed = parser.parse_args(arguments)
+    return load_config(RunConfig, parsed.config, parsed.overrides)

@@ -1,0 +1,152 @@
+"""One configuration per run: dataclass defaults <- YAML file <- `key=value` arguments, read once and checked here."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ttepretrain.errors import ConfigError
+
+MAX_BYTES = 1 << 20
+MAX_ALIASES = 20
+MAX_DEPTH = 20
+
+Config = TypeVar("Config")
+
+
+def load_config(schema: type[Config], path: Path | None, overrides: Sequence[str] = ()) -> Config:
+    """Instance of the dataclass `schema` with the file's and then the arguments' values.
+
+    Raises ConfigError naming the full key, the value and the nearest valid key.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    layers = []
+    if path is not None:
+        layers.append((str(path), OmegaConf.create(_read_yaml(path))))
+    for override in overrides:
+        key, separator, _ = override.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"arguments are key=value; got {override!r}")
+        try:
+            layers.append((f"argument {override!r}", OmegaConf.from_dotlist([override])))
+        except Exception as error:  # OmegaConf passes the YAML parser's errors through
+            raise ConfigError(f"argument {override!r} cannot be read: {error}") from None
+
+    merged = OmegaConf.structured(schema)
+    for origin, layer in layers:
+        _check_values(origin, OmegaConf.to_container(layer, resolve=False))
+        _check_keys(origin, schema, OmegaConf.to_container(layer, resolve=False))
+        try:
+            merged = OmegaConf.merge(merged, layer)
+        except OmegaConfBaseException as error:
+            key = getattr(error, "full_key", None) or "?"
+            raise ConfigError(f"{origin}: {key}: {str(error).splitlines()[0]}") from None
+    missing = sorted(OmegaConf.missing_keys(merged))
+    if missing:
+        raise ConfigError(f"{path or 'arguments'}: no value for {', '.join(missing)}; set them in the file or as key=value")
+    try:
+        return OmegaConf.to_object(merged)
+    except ConfigError as error:
+        raise ConfigError(f"{path or 'arguments'}: {error}") from None
+
+
+def dump_config(config: Any, path: Path) -> None:
+    """Write the resolved configuration as YAML that `load_config` reads back to an equal instance."""
+    from omegaconf import OmegaConf
+
+    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def require(condition: bool, key: str, value: object, rule: str) -> None:
+    """Border check used by the dataclasses' `__post_init__`."""
+    if not condition:
+        raise ConfigError(f"{key} {rule}; got {value!r}")
+
+
+def require_choice(key: str, value: str, choices: Sequence[str]) -> None:
+    near = difflib.get_close_matches(value, choices, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    require(value in choices, key, value, f"must be one of {', '.join(choices)}{hint}")
+
+
+def valid_keys(schema: type, prefix: str = "") -> Iterator[str]:
+    """Full dotted names of all leaves of a nested dataclass."""
+    for field in dataclasses.fields(schema):
+        nested = _nested(field)
+        if nested:
+            yield from valid_keys(nested, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}"
+
+
+def _nested(field: dataclasses.Field) -> type | None:
+    factory = field.default_factory
+    return factory if isinstance(factory, type) and dataclasses.is_dataclass(factory) else None
+
+
+def _leaves(values: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _check_keys(origin: str, schema: type, values: dict) -> None:
+    valid = list(valid_keys(schema))
+    sections = {key.rpartition(".")[0] for key in valid}
+    for key, value in _leaves(values):
+        if key in valid or (value in ({}, None) and key in sections):
+            continue
+        near = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else "; `--help` lists the keys"
+        raise ConfigError(f"{origin}: unknown key {key}{hint}")
+
+
+def _check_values(origin: str, values: dict) -> None:
+    for key, value in _leaves(values):
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, str) and "${" in item:
+                raise ConfigError(f"{origin}: {key}: interpolation is not allowed, write the value itself")
+            if isinstance(item, float) and not math.isfinite(item):
+                raise ConfigError(f"{origin}: {key} must be a finite number; got {item}")
+
+
+def _read_yaml(path: Path) -> dict:
+    """Plain YAML mapping; size, depth and aliases are bounded and tags refused before anything is built."""
+    import yaml
+
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise ConfigError(f"{path}: {size} bytes; a configuration file has at most {MAX_BYTES}")
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; give the path of a YAML file, such as configs/default.yaml") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not UTF-8 text") from None
+    aliases = depth = 0
+    try:
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            aliases += isinstance(event, yaml.AliasEvent)
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if getattr(event, "tag", None):
+                raise ConfigError(f"{path}: line {event.start_mark.line + 1}: YAML tags are not allowed; got {event.tag}")
+            if aliases > MAX_ALIASES or depth > MAX_DEPTH:
+                raise ConfigError(f"{path}: more than {MAX_ALIASES} aliases or {MAX_DEPTH} levels")
+        from omegaconf import OmegaConf
+
+        values = OmegaConf.to_container(OmegaConf.create(text), resolve=False) if text.strip() else {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected `key: value` lines, got a {type(values).__name__}")
+    return values

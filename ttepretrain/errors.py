@@ -1,0 +1,85 @@
+"""Declared failures and the exit code each one ends a command with.
+
+Anything else that escapes a command is a bug and exits 1 with its traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from enum import IntEnum
+from typing import ClassVar
+
+
+class ExitCode(IntEnum):
+    """Exit status of every command; part of the interface (schedulers branch on it)."""
+
+    OK = 0
+    BUG = 1
+    USAGE = 2  # command line or configuration
+    BAD_DATA = 3  # more bad studies than allowed, or none left
+    INTEGRITY = 4  # checkpoint, cache or input file does not match its checksum; folder held by another job
+    RESOURCES = 5  # disk, memory
+    NUMERICS = 6  # NaN or infinity in training
+    LEAKAGE = 7  # a subject in two splits, held-out data in training, identifiers in an output
+    INTERRUPTED = 75  # stopped after a good save: run the same command again
+
+
+class DeclaredError(Exception):
+    """A failure with a stated cause and remedy; its message goes to the user without a traceback."""
+
+    exit_code: ClassVar[ExitCode] = ExitCode.BUG
+
+
+class ConfigError(DeclaredError, ValueError):
+    exit_code = ExitCode.USAGE
+
+
+class BadDataError(DeclaredError):
+    exit_code = ExitCode.BAD_DATA
+
+
+class IntegrityError(DeclaredError):
+    exit_code = ExitCode.INTEGRITY
+
+
+class ResourceError(DeclaredError):
+    exit_code = ExitCode.RESOURCES
+
+
+class NumericsError(DeclaredError):
+    exit_code = ExitCode.NUMERICS
+
+
+class LeakageError(DeclaredError):
+    exit_code = ExitCode.LEAKAGE
+
+
+class Interrupted(DeclaredError):
+    """Stopped on request after a good save."""
+
+    exit_code = ExitCode.INTERRUPTED
+
+
+class BadStudy(Exception):
+    """One study is refused. `code` is a reason code of faults.md; `detail` never holds an identifier or a path."""
+
+    def __init__(self, code: str, detail: str):
+        super().__init__(code, detail)  # both in args: the exception survives pickling between processes
+        self.code = code
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.detail}"
+
+
+def exit_with(main: Callable[[list[str]], None], arguments: list[str] | None = None) -> None:
+    """Run a command and leave the process with the exit code of what happened."""
+    try:
+        main(sys.argv[1:] if arguments is None else arguments)
+    except DeclaredError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        sys.exit(ExitCode.INTERRUPTED)

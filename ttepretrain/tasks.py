@@ -1,0 +1,92 @@
+"""TaskSet: what the head predicts. The contract between labels, head, metrics and probe users (`tasks.json`)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from ttepretrain.errors import IntegrityError
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Task:
+    """One code whose first occurrence (or a descendant's) after the scan is predicted."""
+
+    code: str  # vocabulary/concept_code
+    description: str
+    prevalence: float  # share of train subjects with the code or a descendant, any time
+    score: float  # conditional-entropy rank (method.md section 2); negative, lower = earlier; nan for a pinned task
+    patients: int  # train subjects with an event in the risk set
+    events: int  # train (study, event) pairs in the risk set
+    rate_per_day: float  # events / days at risk over the train studies
+
+
+@dataclass(frozen=True)
+class TaskSet:
+    """K tasks and T time bins (lo, hi] in days from the scan."""
+
+    tasks: tuple[Task, ...]
+    bin_edges_days: tuple[float, ...]  # T + 1 increasing, first 0, last infinity
+    blackout_days: float  # delayed entry: the risk set is (blackout, censor]
+    recurrence: str  # all | incident
+    death_task: int | None  # index; None when no train subject died at risk
+    fitted_on: dict  # {"hash": keyed hash of the train subjects, "count": how many}
+
+    def __post_init__(self) -> None:
+        edges = self.bin_edges_days
+        if len(edges) < 2 or edges[0] != 0 or edges[-1] != np.inf or any(a >= b for a, b in zip(edges, edges[1:])):
+            raise ValueError(f"bin_edges_days must increase from 0 to infinity; got {list(edges)}")
+
+    @property
+    def num_tasks(self) -> int:
+        return len(self.tasks)
+
+    @property
+    def num_bins(self) -> int:
+        return len(self.bin_edges_days) - 1
+
+    @cached_property
+    def codes(self) -> tuple[str, ...]:
+        return tuple(task.code for task in self.tasks)
+
+    def save(self, path: Path) -> None:
+        document = {
+            "schema_version": SCHEMA_VERSION,
+            "time_unit": "day",
+            "bin_edges_days": [*self.bin_edges_days[:-1], None],
+            "blackout_days": self.blackout_days,
+            "recurrence": self.recurrence,
+            "death_task": self.death_task,
+            "tasks": [{k: None if v != v else v for k, v in asdict(task).items()} for task in self.tasks],
+            "fitted_on": self.fitted_on,
+        }
+        path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> TaskSet:
+        """Raises IntegrityError for another schema version or a malformed file."""
+        try:
+            document = json.loads(path.read_text())
+            if document["schema_version"] != SCHEMA_VERSION:
+                raise IntegrityError(
+                    f"{path}: schema_version {document['schema_version']}, this release reads {SCHEMA_VERSION}"
+                )
+            tasks = tuple(
+                Task(**{k: np.nan if v is None else v for k, v in task.items()}) for task in document["tasks"]
+            )
+            return cls(
+                tasks=tasks,
+                bin_edges_days=(*document["bin_edges_days"][:-1], np.inf),
+                blackout_days=document["blackout_days"],
+                recurrence=document["recurrence"],
+                death_task=document["death_task"],
+                fitted_on=document["fitted_on"],
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise IntegrityError(f"{path}: not a task set: {error!r}; write it again with jobs.prepare") from None

@@ -1,0 +1,41 @@
+"""How the network is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ttepretrain.config import require, require_choice
+
+
+@dataclass
+class TrainConfig:
+    arm: str = "tte"
+    epochs: int = 20
+    max_steps: int | None = None  # stop early after this many steps; None: epochs decide
+    batch_size: int = 8  # studies of one optimizer step over all processes
+    lr: float = 3e-4  # peak, after warm-up, before cosine decay to 1 % of it
+    warmup_fraction: float = 0.05  # of all steps
+    weight_decay: float = 0.05  # on matrices and kernels; never on norms, biases and the bias table
+    grad_clip: float = 1.0  # global norm
+    precision: str = "auto"  # fp32 | bf16 | auto: bf16 on a GPU whose self-test agrees with fp32, else fp32
+    zero_stage: int | None = None  # DeepSpeed ZeRO 0..3; None: 1 for bf16, 0 for fp32
+    augment: bool = True
+    seed: int = 0
+    checkpoint_minutes: float = 10.0  # wall time between checkpoints; one more after every epoch
+    keep_checkpoints: int = 3
+    max_bad_steps: int = 10  # steps skipped for a loss or gradient that is not finite, before exit 6
+    log_seconds: float = 10.0  # between progress lines in a log file
+    allow_change: list[str] | None = None  # keys that may differ from the checkpoint's configuration
+
+    def __post_init__(self) -> None:
+        require_choice("train.arm", self.arm, ("tte",))
+        require_choice("train.precision", self.precision, ("auto", "fp32", "bf16"))
+        require(self.epochs >= 1, "train.epochs", self.epochs, "must be at least 1")
+        require(self.max_steps is None or self.max_steps >= 1, "train.max_steps", self.max_steps, "must be at least 1")
+        require(self.batch_size >= 1, "train.batch_size", self.batch_size, "must be at least 1")
+        require(0 < self.lr < 1, "train.lr", self.lr, "must lie between 0 and 1")
+        require(0 <= self.warmup_fraction < 1, "train.warmup_fraction", self.warmup_fraction, "must lie in [0, 1)")
+        require(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "must not be negative")
+        require(self.grad_clip > 0, "train.grad_clip", self.grad_clip, "must be positive")
+        require(self.zero_stage in (None, 0, 1, 2, 3), "train.zero_stage", self.zero_stage, "must be 0, 1, 2 or 3")
+        require(self.keep_checkpoints >= 1, "train.keep_checkpoints", self.keep_checkpoints, "must be at least 1")

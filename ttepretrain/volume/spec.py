@@ -1,0 +1,97 @@
+"""VolumeSpec: the grid, HU range and windows of the volume a network sees. No torch here: readers and Ray import it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ttepretrain.config import require, require_choice
+
+# Part of every cache key: raise it when the same input would give other voxels.
+PREPROCESS_VERSION = 1
+
+Window = tuple[float, float]  # centre, width in HU
+
+LUNG: Window = (-600.0, 1500.0)
+SOFT_TISSUE: Window = (40.0, 400.0)
+BONE: Window = (400.0, 1800.0)
+
+
+@dataclass(frozen=True)
+class VolumeSpec:
+    """Output contract of preprocessing: int16 HU, axes D H W = inferior->superior, posterior->anterior, left->right (RAS+)."""
+
+    spacing_mm: tuple[float, float, float]  # D H W
+    shape_DHW: tuple[int, int, int]
+    hu_range: tuple[int, int]  # stored values are clipped to it; air outside the scan is hu_range[0]
+    windows: tuple[Window, ...]  # one input channel each
+
+    @property
+    def num_channels(self) -> int:
+        return len(self.windows)
+
+    def to_json(self) -> dict:
+        return {
+            "spacing_mm": list(self.spacing_mm),
+            "shape_DHW": list(self.shape_DHW),
+            "hu_range": list(self.hu_range),
+            "windows": [list(w) for w in self.windows],
+            "preprocess_version": PREPROCESS_VERSION,
+        }
+
+    @classmethod
+    def from_json(cls, document: dict) -> VolumeSpec:
+        return cls(
+            tuple(document["spacing_mm"]),
+            tuple(document["shape_DHW"]),
+            tuple(document["hu_range"]),
+            tuple((c, w) for c, w in document["windows"]),
+        )
+
+
+PRESETS = {
+    "default": VolumeSpec((3.0, 1.5, 1.5), (160, 224, 224), (-1024, 3071), (LUNG, SOFT_TISSUE, BONE)),
+    # For a laptop's CPU: the chest of an adult in 150 thousand voxels.
+    "small": VolumeSpec((6.0, 6.0, 6.0), (48, 56, 56), (-1024, 3071), (LUNG, SOFT_TISSUE, BONE)),
+}
+
+
+@dataclass
+class VolumeConfig:
+    preset: str = "default"  # default | small
+    spacing_mm: list[float] | None = None  # D H W; None: the preset's
+    shape_DHW: list[int] | None = None  # voxels; None: the preset's
+    hu_range: list[int] | None = None  # lowest, highest stored HU; None: the preset's
+    windows: list[list[float]] | None = None  # [[centre, width], ...] in HU, a channel each; None: the preset's
+
+    def __post_init__(self) -> None:
+        require_choice("volume.preset", self.preset, sorted(PRESETS))
+        if self.spacing_mm is not None:
+            require(
+                len(self.spacing_mm) == 3 and all(0.1 <= s <= 20 for s in self.spacing_mm),
+                "volume.spacing_mm", self.spacing_mm, "must be three numbers (D H W) between 0.1 and 20",
+            )  # fmt: skip
+        if self.shape_DHW is not None:
+            require(
+                len(self.shape_DHW) == 3 and all(8 <= s <= 1024 for s in self.shape_DHW),
+                "volume.shape_DHW", self.shape_DHW, "must be three whole numbers (D H W) between 8 and 1024",
+            )  # fmt: skip
+        if self.hu_range is not None:
+            low_high = self.hu_range
+            require(
+                len(low_high) == 2 and -32768 <= low_high[0] < low_high[1] <= 32767,
+                "volume.hu_range", low_high, "must be two increasing whole numbers that int16 can hold",
+            )  # fmt: skip
+        if self.windows is not None:
+            require(
+                len(self.windows) > 0 and all(len(w) == 2 and w[1] > 0 for w in self.windows),
+                "volume.windows", self.windows, "must be [[centre, width], ...] with positive widths",
+            )  # fmt: skip
+
+    def resolve(self) -> VolumeSpec:
+        preset = PRESETS[self.preset]
+        return VolumeSpec(
+            tuple(self.spacing_mm or preset.spacing_mm),
+            tuple(self.shape_DHW or preset.shape_DHW),
+            tuple(self.hu_range or preset.hu_range),
+            tuple((c, w) for c, w in self.windows) if self.windows else preset.windows,
+        )
