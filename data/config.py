@@ -40,4 +40,6 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         for stage in self.stages:
             require_choice("prepare.stages", stage, ("labels", "volumes"))
-        require(0 <= self.max_bad_fraction <= 0.5, "prepare.max_bad_fraction", self.max_bad_fraction, "must lie in [0, .5]")
+        require(
+            0 <= self.max_bad_fraction <= 0.5, "prepare.max_bad_fraction", self.max_bad_fraction, "must lie in [0, .5]"
+        )

@@ -9,15 +9,21 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ttepretrain.errors import IntegrityError
+from ttepretrain.lock import folder_lock
+
 REPOSITORY = Path(__file__).resolve().parents[1]
-OBJECT_STORE_BYTES = 128 << 20  # small records only; Ray's default is a third of the memory
+OBJECT_STORE_BYTES = 256 << 20  # small records only; Ray's default is a third of the memory
+FOLDER_PREFIX = "tte-ray-"
+LEFTOVER_SECONDS = 3600.0  # younger folders may be about to be locked
 MAX_DEATHS = 2  # workers one item may kill before it is given up
 
 # Inherited by the workers of a local session; on a cluster `ray start` runs with the job script's environment.
@@ -58,10 +64,10 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
 
         if joins_cluster:
             ray.init(log_to_driver=False, configure_logging=False)
-            folder = None
-        else:
-            # Short: the path of Ray's sockets below it must stay under 107 bytes.
-            folder = tempfile.mkdtemp(prefix="tte-", dir="/tmp")
+            with _closing(ray):
+                yield
+            return
+        with _session_folder() as folder:
             ray.init(
                 address="local",
                 num_cpus=num_cpus or len(os.sched_getaffinity(0)),
@@ -71,14 +77,10 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
                 log_to_driver=False,
                 configure_logging=False,
                 _node_ip_address="127.0.0.1",
-                _temp_dir=folder,
+                _temp_dir=str(folder),
             )
-        try:
-            yield
-        finally:
-            ray.shutdown()
-            if folder is not None:
-                shutil.rmtree(folder, ignore_errors=True)
+            with _closing(ray):
+                yield
 
 
 def map_bounded(
@@ -132,6 +134,34 @@ def map_bounded(
 
 def _apply(function: Callable[[Any], Any], item: Any) -> Any:
     return function(item)
+
+
+@contextmanager
+def _closing(ray) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _session_folder() -> Iterator[Path]:
+    """Folder for Ray's sockets and logs, gone after the block; those that killed drivers left go first.
+
+    When a driver is killed the kernel ends Ray's servers and workers with it; two small monitors follow in a minute.
+    """
+    for leftover in Path("/tmp").glob(f"{FOLDER_PREFIX}*"):
+        with suppress(OSError, IntegrityError):
+            if time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
+                with folder_lock(leftover):
+                    shutil.rmtree(leftover)
+    # Short: the path of Ray's sockets below it must stay under 107 bytes.
+    folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir="/tmp"))
+    try:
+        with folder_lock(folder):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import date
+from zoneinfo import ZoneInfo
 
 from ttepretrain.config import require, require_choice
 
@@ -16,8 +18,9 @@ class EhrConfig:
     min_events: int = 20  # train events in the risk set, per task
     min_patients: int = 11  # train subjects with such an event, per task
     exclude: list[str] | None = None  # codes removed from the tasks with all their ancestors and descendants
-    exclude_phenotypes: bool = True  # the probe phenotypes' codes are excluded in the same way
+    exclude_phenotypes: bool = True  # so are the codes of the prognosis phenotypes; those of a diagnosis always are
     phenotypes: str = "configs/phenotypes/default.yaml"
+    death_before_horizon: str = "negative"  # negative | censored: label of a phenotype that death came before
     followup: str = "last_event"  # last_event | death | observation_period | cutoff
     cutoff_date: str | None = None  # YYYY-MM-DD, end of that day; required by followup=cutoff
     date_only: str = "midnight"  # midnight: a time of 00:00:00 is a date; never
@@ -27,6 +30,7 @@ class EhrConfig:
         require_choice("ehr.recurrence", self.recurrence, ("all", "incident"))
         require_choice("ehr.followup", self.followup, ("last_event", "death", "observation_period", "cutoff"))
         require_choice("ehr.date_only", self.date_only, ("midnight", "never"))
+        require_choice("ehr.death_before_horizon", self.death_before_horizon, ("negative", "censored"))
         require(self.blackout_days >= 0, "ehr.blackout_days", self.blackout_days, "must not be negative")
         require(self.num_tasks >= 1, "ehr.num_tasks", self.num_tasks, "must be at least 1")
         require(self.num_bins >= 1, "ehr.num_bins", self.num_bins, "must be at least 1")
@@ -36,3 +40,14 @@ class EhrConfig:
             (self.followup == "cutoff") == (self.cutoff_date is not None),
             "ehr.cutoff_date", self.cutoff_date, "is required by, and only used with, ehr.followup=cutoff",
         )  # fmt: skip
+        require(
+            _parses(date.fromisoformat, self.cutoff_date), "ehr.cutoff_date", self.cutoff_date, "must be YYYY-MM-DD"
+        )
+        require(_parses(ZoneInfo, self.timezone), "ehr.timezone", self.timezone, "must be a zone such as Europe/Berlin")
+
+
+def _parses(parse, value: str | None) -> bool:
+    try:
+        return value is None or parse(value) is not None
+    except (ValueError, OSError, LookupError):  # ZoneInfoNotFoundError is a KeyError
+        return False

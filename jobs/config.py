@@ -8,8 +8,8 @@ from pathlib import Path
 
 from data.config import CohortConfig, InputConfig, PrepareConfig
 from ehr.config import EhrConfig
-from ttepretrain.config import load_config, require, valid_keys
-from ttepretrain.models.config import ModelConfig
+from ttepretrain.config import load_config, require, require_choice, valid_keys
+from ttepretrain.models.config import ExportConfig, ModelConfig
 from ttepretrain.training.config import TrainConfig
 from ttepretrain.volume.spec import VolumeConfig
 
@@ -24,14 +24,24 @@ class EvalConfig:
     arms: list[str] = field(default_factory=lambda: ["base_random", "tte"])
     horizons_days: list[float] = field(default_factory=lambda: [30.0, 180.0, 365.0])
     bootstraps: int = 1000  # patient resamples behind every interval
-    seed: int = 0
+    batch_size: int = 8  # studies embedded at once
+    seed: int = 0  # of the resamples
 
     def __post_init__(self) -> None:
+        require(len(self.arms) > 0, "eval.arms", self.arms, "must name at least one arm")
+        for arm in self.arms:
+            require_choice("eval.arms", arm, ("base_random", "tte"))
+        require(self.batch_size >= 1, "eval.batch_size", self.batch_size, "must be at least 1")
         require(self.bootstraps >= 100, "eval.bootstraps", self.bootstraps, "must be at least 100")
         require(
             len(self.horizons_days) > 0 and all(h > 0 for h in self.horizons_days),
             "eval.horizons_days", self.horizons_days, "must be positive days",
         )  # fmt: skip
+
+
+@dataclass
+class ReportConfig:
+    images: bool = False  # show scans of patients in report.html; scans of the synthetic cohort are always shown
 
 
 @dataclass
@@ -45,7 +55,9 @@ class RunConfig:
     volume: VolumeConfig = field(default_factory=VolumeConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
 
     def __post_init__(self) -> None:
         require(
@@ -56,6 +68,11 @@ class RunConfig:
     @property
     def folder(self) -> Path:
         return Path(self.paths.root) / self.name
+
+    @property
+    def synthetic(self) -> bool:
+        """The input is the run's own synthetic cohort."""
+        return self.input.studies is None
 
     @property
     def cohort_folder(self) -> Path:

@@ -28,7 +28,7 @@ def load_config(schema: type[Config], path: Path | None, overrides: Sequence[str
 
     layers = []
     if path is not None:
-        layers.append((str(path), OmegaConf.create(_read_yaml(path))))
+        layers.append((str(path), OmegaConf.create(read_yaml(path))))
     for override in overrides:
         key, separator, _ = override.partition("=")
         if not separator or not key:
@@ -118,7 +118,7 @@ def _check_values(origin: str, values: dict) -> None:
                 raise ConfigError(f"{origin}: {key} must be a finite number; got {item}")
 
 
-def _read_yaml(path: Path) -> dict:
+def read_yaml(path: Path) -> dict:
     """Plain YAML mapping; size, depth and aliases are bounded and tags refused before anything is built."""
     import yaml
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +41,12 @@ class TaskSet:
 
     def __post_init__(self) -> None:
         edges = self.bin_edges_days
-        if len(edges) < 2 or edges[0] != 0 or edges[-1] != np.inf or any(a >= b for a, b in zip(edges, edges[1:])):
+        if len(edges) < 2 or edges[0] != 0 or edges[-1] != np.inf or any(a >= b for a, b in pairwise(edges)):
             raise ValueError(f"bin_edges_days must increase from 0 to infinity; got {list(edges)}")
+        if self.recurrence not in ("all", "incident"):
+            raise ValueError(f"recurrence must be all or incident; got {self.recurrence!r}")
+        if self.death_task is not None and not 0 <= self.death_task < len(self.tasks):
+            raise ValueError(f"death_task must be one of {len(self.tasks)} tasks or null; got {self.death_task}")
 
     @property
     def num_tasks(self) -> int:
@@ -88,5 +93,5 @@ class TaskSet:
                 death_task=document["death_task"],
                 fitted_on=document["fitted_on"],
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise IntegrityError(f"{path}: not a task set: {error!r}; write it again with jobs.prepare") from None

@@ -1,4 +1,4 @@
-"""What the network is."""
+"""What the network is and what an export says about its tasks."""
 
 from __future__ import annotations
 
@@ -20,4 +20,10 @@ class ModelConfig:
     def __post_init__(self) -> None:
         require_choice("model.encoder", self.encoder, ENCODERS)
         require_choice("model.norm", self.norm, NORMS)
+        require(self.init != "", "model.init", self.init, "must be 'random' or the folder of an export")
         require(self.head_dim >= 1, "model.head_dim", self.head_dim, "must be at least 1")
+
+
+@dataclass
+class ExportConfig:
+    descriptions: bool = False  # task descriptions of licensed or local vocabularies too (synthetic data: always)

@@ -18,7 +18,7 @@ class TrainConfig:
     weight_decay: float = 0.05  # on matrices and kernels; never on norms, biases and the bias table
     grad_clip: float = 1.0  # global norm
     precision: str = "auto"  # fp32 | bf16 | auto: bf16 on a GPU whose self-test agrees with fp32, else fp32
-    zero_stage: int | None = None  # DeepSpeed ZeRO 0..3; None: 1 for bf16, 0 for fp32
+    zero_stage: int = 0  # DeepSpeed ZeRO 0..3: what ranks share out: nothing, optimizer, gradients, weights
     augment: bool = True
     seed: int = 0
     checkpoint_minutes: float = 10.0  # wall time between checkpoints; one more after every epoch
@@ -37,5 +37,5 @@ class TrainConfig:
         require(0 <= self.warmup_fraction < 1, "train.warmup_fraction", self.warmup_fraction, "must lie in [0, 1)")
         require(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "must not be negative")
         require(self.grad_clip > 0, "train.grad_clip", self.grad_clip, "must be positive")
-        require(self.zero_stage in (None, 0, 1, 2, 3), "train.zero_stage", self.zero_stage, "must be 0, 1, 2 or 3")
+        require(self.zero_stage in (0, 1, 2, 3), "train.zero_stage", self.zero_stage, "must be 0, 1, 2 or 3")
         require(self.keep_checkpoints >= 1, "train.keep_checkpoints", self.keep_checkpoints, "must be at least 1")

@@ -18,7 +18,10 @@ BONE: Window = (400.0, 1800.0)
 
 @dataclass(frozen=True)
 class VolumeSpec:
-    """Output contract of preprocessing: int16 HU, axes D H W = inferior->superior, posterior->anterior, left->right (RAS+)."""
+    """Output contract of preprocessing: int16 HU, axes D H W, of which an index that grows runs
+
+    D towards the head (superior), H towards the front (anterior), W towards the patient's right: RAS+ read backwards.
+    """
 
     spacing_mm: tuple[float, float, float]  # D H W
     shape_DHW: tuple[int, int, int]

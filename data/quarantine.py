@@ -1,0 +1,51 @@
+"""Bad studies: one record each, and the limit beyond which they stop the run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+import polars as pl
+
+from ttepretrain.errors import BadDataError
+
+SCHEMA = {"study_id": pl.String, "stage": pl.String, "code": pl.String, "detail": pl.String}
+ALWAYS_ALLOWED = 10  # bad studies a run tolerates whatever their share, up to half of all
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A study that was refused. `detail` holds no identifier and no path."""
+
+    study_id: str | None  # None: the row has none
+    stage: str  # table | volumes
+    code: str  # reason code
+    detail: str
+
+
+class Quarantine:
+    """The refused among `num_studies`; more than max(10, max_bad_fraction of all) or than half of all are an error."""
+
+    def __init__(self, num_studies: int, max_bad_fraction: float):
+        self.num_studies = num_studies
+        self.limit = min(max(ALWAYS_ALLOWED, max_bad_fraction * num_studies), num_studies / 2)
+        self.records: list[Quarantined] = []
+
+    def extend(self, records: Iterable[Quarantined]) -> None:
+        """Raises BadDataError with the counts by reason as soon as there are too many."""
+        self.records += records
+        if len(self.records) > self.limit:
+            codes = ", ".join(f"{code} {count}" for code, count in self.counts().items())
+            raise BadDataError(
+                f"{len(self.records)} of {self.num_studies} studies are bad, at most {self.limit:g} may be: {codes}; "
+                "quarantine.parquet names them; correct the input or raise prepare.max_bad_fraction"
+            )
+
+    def counts(self) -> dict[str, int]:
+        return dict(sorted(Counter(record.code for record in self.records).items()))
+
+    def frame(self) -> pl.DataFrame:
+        """Table `quarantine.parquet`, in an order that does not depend on who finished first."""
+        rows = [asdict(record) for record in self.records]
+        return pl.DataFrame(rows, schema=SCHEMA).sort(list(SCHEMA), nulls_last=True)

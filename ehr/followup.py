@@ -1,0 +1,76 @@
+"""When each scan's follow-up ends, and the hospital stay the scan belongs to.
+
+C = min(death, rule). A bare date as an end means the end of that day. A row is kept iff C lies after t0 + blackout.
+"""
+
+from __future__ import annotations
+
+from datetime import date, datetime, timedelta
+from functools import partial
+
+import polars as pl
+
+from ehr.config import EhrConfig
+from ehr.schema import DAY_US
+from ehr.timeline import last_moment, side_of_scan
+from ttepretrain.errors import ConfigError
+
+
+def fixed_end_us(config: EhrConfig, latest_us: int | None) -> int | None:
+    """The end that all subjects share (us); None for `last_event`, which each subject has to itself."""
+    if config.followup == "last_event":
+        return None
+    if config.followup == "cutoff":
+        end = datetime.combine(date.fromisoformat(config.cutoff_date), datetime.min.time()) + timedelta(days=1)
+        return (end - datetime(1970, 1, 1)) // timedelta(microseconds=1)
+    if config.followup == "death":
+        return latest_us
+    raise ConfigError(
+        "ehr.followup=observation_period: a MEDS data set has no observation periods; use last_event or cutoff"
+    )
+
+
+def with_follow_up(
+    studies: pl.DataFrame, events: pl.DataFrame, death_code: int, fixed_end: int | None, blackout_us: int
+) -> pl.DataFrame:
+    """Adds `censor` (us), `died` (death ended follow-up) and `followed` (C after t0 + blackout) to the studies.
+
+    events: subject_id, code, start, end of timed events; the last one ends `last_event` follow-up.
+    """
+    per_subject = events.group_by("subject_id").agg(
+        last=pl.col("end").max(), death=pl.col("start").filter(pl.col("code") == death_code).min()
+    )
+    studies = studies.join(per_subject, on="subject_id", how="left", maintain_order="left")
+    rule = pl.col("last") if fixed_end is None else pl.lit(fixed_end)
+    studies = studies.with_columns(censor=pl.min_horizontal("death", rule))  # nulls are skipped
+    censor = pl.col("censor")
+    followed = side_of_scan(censor, censor, pl.col("index"), pl.col("index_last"), blackout_us).after
+    return studies.with_columns(
+        died=(pl.col("death") == censor).fill_null(False), followed=followed.fill_null(False)
+    ).drop("last", "death")
+
+
+def with_visit(
+    studies: pl.DataFrame, events: pl.DataFrame, admissions: pl.Series, discharges: pl.Series
+) -> pl.DataFrame:
+    """Adds `stay_last` (us; null outside a stay) and the scan's own visit `visit_start`..`visit_last` (closed, us).
+
+    Own stay: the last admission at or before t0, up to its first discharge, if that is not before t0. An admission
+    without a discharge before the next admission is no stay. Outside a stay the visit is t0's calendar day.
+    """
+    entry = events.filter(pl.col("code").is_in(admissions.implode())).select("subject_id", entry="start").unique()
+    entry = entry.sort("entry").with_columns(next_entry=pl.col("entry").shift(-1).over("subject_id"))
+    leave = events.filter(pl.col("code").is_in(discharges.implode())).select("subject_id", leave=last_moment()).unique()
+    asof = partial(pl.DataFrame.join_asof, by="subject_id", coalesce=False, check_sortedness=False)
+    stays = asof(entry, leave.sort("leave"), left_on="entry", right_on="leave", strategy="forward")
+    stays = stays.filter((pl.col("leave") <= pl.col("next_entry")).fill_null(pl.col("leave").is_not_null()))
+    scans = studies.select("study", "subject_id", "index", "index_last").sort("index_last")
+    own = asof(scans, stays, left_on="index_last", right_on="entry", strategy="backward")
+    own = own.filter(pl.col("leave") >= pl.col("index"))
+    studies = studies.join(own.select("study", "entry", "leave"), on="study", how="left", maintain_order="left")
+    day = pl.col("index") - pl.col("index") % DAY_US
+    return studies.with_columns(
+        stay_last=pl.col("leave"),
+        visit_start=pl.coalesce("entry", day),
+        visit_last=pl.min_horizontal(pl.coalesce("leave", day + DAY_US - 1), "censor"),
+    ).drop("entry", "leave")

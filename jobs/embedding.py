@@ -1,0 +1,118 @@
+"""Frozen features of every prepared study under every arm: `eval/embeddings.parquet`.
+
+An arm whose encoder and prepared volumes are those of the file that is already there is not embedded again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
+
+from data.loader import EvaluationLoader, PreparedStudies
+from data.progress import progress
+from jobs.config import RunConfig
+from ttepretrain.config import load_config
+from ttepretrain.embedder import Embedder
+from ttepretrain.errors import ConfigError, IntegrityError
+from ttepretrain.export import load_encoder
+from ttepretrain.files import replacing, sha256_of
+from ttepretrain.models.encoder import build_encoder
+from ttepretrain.volume.spec import VolumeSpec
+
+METADATA_KEY = b"made_from"
+
+
+@dataclass(frozen=True)
+class Arm:
+    name: str
+    made_from: str  # digest of what the weights are
+    embedder: Embedder
+
+
+def open_arm(name: str, pretrained: Path, spec: VolumeSpec, device: str) -> Arm:
+    """Arm `tte`: the exported encoder. Arm `base_random`: the one that run started from, never trained."""
+    if name == "tte":
+        embedder = load_encoder(pretrained / "export", device)
+        if embedder.spec != spec:
+            raise IntegrityError(
+                f"the export reads volumes of {embedder.spec.to_json()} and prepared/ holds {spec.to_json()}; "
+                "prepare with the volume.* keys of the export"
+            )
+        return Arm(name, sha256_of(pretrained / "export" / "manifest.json"), embedder)
+    run = load_config(RunConfig, pretrained / "config.yaml")
+    if run.model.init != "random":
+        raise ConfigError(
+            "eval.arms: the run started from the weights in model.init, so its start is not base_random; "
+            "leave that arm out: eval.arms=[tte]"
+        )
+    recipe = json.dumps([asdict(run.model), spec.to_json(), run.train.seed])
+    encoder = build_encoder(run.model, spec.num_channels, run.train.seed)
+    return Arm(name, hashlib.sha256(recipe.encode()).hexdigest(), Embedder(encoder, spec, device))
+
+
+def embed_arms(config: RunConfig, splits: Sequence[PreparedStudies], device: str) -> dict[str, np.ndarray]:
+    """Arm -> float32 [N, F], the studies of the splits one after the other; also written to `embeddings.parquet`."""
+    path = config.eval_folder / "embeddings.parquet"
+    pretrained = config.pretrain_folder("tte")
+    arms = [open_arm(name, pretrained, splits[0].spec, device) for name in config.eval.arms]
+    study_key_N = np.concatenate([studies.study_key for studies in splits])
+    split_N = np.repeat([s.split for s in splits], [len(s) for s in splits])
+    features = _reusable(path, arms, splits[0].fingerprint, study_key_N)
+    if set(features) == {arm.name for arm in arms}:
+        return features
+    for arm in arms:
+        if arm.name not in features:
+            features[arm.name] = _embed(arm, splits, config.eval.batch_size)
+    features = {arm.name: features[arm.name] for arm in arms}
+    made_from = {"prepared": splits[0].fingerprint, "arms": {arm.name: arm.made_from for arm in arms}}
+    _write(path, study_key_N, split_N, features, made_from)
+    return features
+
+
+def _embed(arm: Arm, splits: Sequence[PreparedStudies], batch_size: int) -> np.ndarray:
+    rows = []
+    with progress(f"embedding {arm.name}", sum(len(studies) for studies in splits)) as advance:
+        for studies in splits:
+            for batch in EvaluationLoader(studies, batch_size):
+                rows.append(arm.embedder.embed_hu(batch.volume_BDHW).numpy())
+                advance(len(rows[-1]))
+    return np.concatenate(rows)
+
+
+def _write(path: Path, study_key_N, split_N, features: dict[str, np.ndarray], made_from: dict) -> None:
+    """Columns study_key, arm, split, embedding list<f32>; arms one after the other."""
+    tables = []
+    for arm, features_NF in features.items():
+        offsets = np.arange(0, features_NF.size + 1, features_NF.shape[1], dtype=np.int32)
+        embedding = pa.ListArray.from_arrays(offsets, np.ascontiguousarray(features_NF, np.float32).ravel())
+        columns = {"study_key": study_key_N.astype(str), "arm": [arm] * len(study_key_N), "split": split_N}
+        tables.append(pa.table({**columns, "embedding": embedding}))
+    table = pa.concat_tables(tables).replace_schema_metadata({METADATA_KEY: json.dumps(made_from)})
+    with replacing(path) as temporary:
+        parquet.write_table(table, temporary, compression="zstd")
+
+
+def _reusable(path: Path, arms: Sequence[Arm], prepared: str, study_key_N: np.ndarray) -> dict[str, np.ndarray]:
+    """Features of the arms that the file already holds for these weights and this prepared folder."""
+    if not path.exists():
+        return {}
+    table = parquet.read_table(path)
+    made_from = json.loads((table.schema.metadata or {}).get(METADATA_KEY, b"{}"))
+    if made_from.get("prepared") != prepared:
+        return {}
+    found = {}
+    arm_of_row = table["arm"].to_numpy()
+    for arm in arms:
+        if made_from["arms"].get(arm.name) == arm.made_from:
+            rows = table.filter(pa.array(arm_of_row == arm.name))
+            assert (rows["study_key"].to_numpy() == study_key_N).all(), "same volumes, other studies"
+            values = rows["embedding"].combine_chunks().flatten().to_numpy()
+            found[arm.name] = values.reshape(len(study_key_N), -1)
+    return found

@@ -1,0 +1,204 @@
+"""Studies and EHR to `prepared/`: survival labels, the volume cache, keys, and what became of every study.
+
+input.studies -> splits -> keys -+-> labels (one task per EHR shard) -+-> tables -> manifest
+                                 +-> volumes (one task per study)   --+
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from data.progress import progress
+from jobs.config import RunConfig, read_run_config
+from jobs.provenance import now, provenance
+from ttepretrain.config import dump_config
+from ttepretrain.errors import BadDataError, ConfigError, ResourceError, exit_with
+from ttepretrain.files import TEMPORARY, replacing, sha256_of, write_json
+from ttepretrain.lock import folder_lock
+
+PACKAGES = ["ttepretrain", "numpy", "torch", "polars", "pyarrow", "blosc2", "nibabel", "pydicom", "ray"]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    studies: Path
+    ehr: Path | None
+    ontology: Path | None
+    splits: Path | None
+
+
+def main(arguments: list[str]) -> None:
+    config = read_run_config(arguments, "jobs.prepare", "Align studies with timelines: labels and the volume cache.")
+    inputs = find_inputs(config)
+    folder = open_folder(config.prepared_folder)
+    with folder_lock(folder):
+        prepare(config, inputs, folder)
+
+
+def find_inputs(config: RunConfig) -> Inputs:
+    """Input paths, those of the run's own cohort when none is configured; raises ConfigError for one that is absent."""
+    given = config.input
+    if given.studies is None and given.ehr is None:
+        cohort = config.cohort_folder
+        if not (cohort / "studies.parquet").is_file():
+            raise ConfigError(f"{cohort} holds no cohort; run jobs.cohort first, or set input.studies and input.ehr")
+        inputs = Inputs(cohort / "studies.parquet", cohort / "ehr", None, None)
+    elif given.studies is None:
+        raise ConfigError("input.studies is needed beside input.ehr; give the table of studies")
+    else:
+        inputs = Inputs(
+            Path(given.studies), *(Path(p) if p else None for p in (given.ehr, given.ontology, given.splits))
+        )
+    if "labels" in config.prepare.stages and inputs.ehr is None:
+        raise ConfigError("input.ehr is needed by the labels stage; give a MEDS folder, or prepare.stages=[volumes]")
+    for key, path in (("studies", inputs.studies), ("splits", inputs.splits)):
+        if path is not None and not path.is_file():
+            raise ConfigError(f"input.{key}: {path} is not a file; give the path of a .parquet or .csv table")
+    for key, path in (("ehr", inputs.ehr), ("ontology", inputs.ontology)):
+        if path is not None and not path.is_dir():
+            raise ConfigError(f"input.{key}: {path} is not a folder; give the path of the data set's folder")
+    return inputs
+
+
+def open_folder(folder: Path) -> Path:
+    """The protected output folder, made or taken over; raises ConfigError when it is something else."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        (folder / "volumes").mkdir(exist_ok=True)
+        strangers = [path.name for path in folder.iterdir() if path.name != "volumes" and path.name[0] != "."]
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be used ({error.strerror}); change paths.root or name") from None
+    if strangers and "salt" not in strangers:
+        raise ConfigError(f"{folder} holds files of something else; change paths.root or name, or empty it")
+    return folder
+
+
+def prepare(config: RunConfig, inputs: Inputs, folder: Path) -> None:
+    """Fill the folder. Every file is written whole and manifest.json last: killed anywhere, it can be run again."""
+    # polars, and what needs it: only now, so that a wrong key or path is answered at once
+    from data.keys import fitted_on, key_table, open_salt
+    from data.labelling import make_labels
+    from data.quarantine import Quarantine
+    from data.tables import write_parquet
+    from data.workers import ray_session
+
+    settings = config.prepare
+    for leftover in list(folder.rglob(TEMPORARY)):
+        leftover.unlink()
+    salt = open_salt(folder, Path(settings.salt_file) if settings.salt_file else None)
+    with replacing(folder / "config.yaml") as temporary:
+        dump_config(config, temporary)
+    origin = provenance(PACKAGES) | {"started": now(), "finished": None, "inputs": {}}
+    write_json(folder / "provenance.json", origin)
+
+    studies, split_origins = read_inputs(config, inputs)
+    keys = key_table(salt, studies.frame)
+    write_parquet(keys, folder / "keys.parquet", mode=0o600)
+    quarantine = Quarantine(studies.num_studies, settings.max_bad_fraction)
+    labels = volumes = None
+    try:
+        quarantine.extend(studies.refused)
+        with ray_session(settings.num_cpus):
+            if "labels" in settings.stages:
+                fit = fitted_on(salt, keys.filter(split="train")["subject_id"])
+                labels = make_labels(folder, inputs.ehr, inputs.ontology, studies.frame, config.ehr, fit, map_shards)
+                say(f"labels of {labels.labels.height} studies" + (", as they were" if labels.reused else ""))
+            if "volumes" in settings.stages:
+                volumes = prepare_volumes(config, studies, inputs.studies.parent, folder / "volumes", quarantine)
+    finally:
+        write_parquet(quarantine.frame(), folder / "quarantine.parquet")
+    summary = write_outputs(config, folder, studies, split_origins, keys, labels, volumes, quarantine)
+    origin["inputs"] = {"table": sha256_of(inputs.studies)} | (labels.inputs if labels else {})
+    write_json(folder / "provenance.json", origin | {"finished": now()})
+    say("ready: " + ", ".join(f"{split} {count}" for split, count in summary["splits"]["ready"].items()))
+
+
+def read_inputs(config: RunConfig, inputs: Inputs):
+    """StudyTable with every study's split, and where the splits came from."""
+    from data.manifest import assign_splits, read_splits, read_studies
+
+    table = read_studies(inputs.studies, config.ehr.date_only, config.ehr.timezone)
+    own = inputs.ehr / "metadata" / "subject_splits.parquet" if inputs.ehr else None
+    frame, origins = assign_splits(
+        table.frame,
+        read_splits(inputs.splits, "input.splits") if inputs.splits else None,
+        read_splits(own, "input.ehr") if own and own.is_file() else None,
+        config.prepare.split_seed,
+    )
+    return replace(table, frame=frame), origins
+
+
+def map_shards(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+    """[function(item) for item in items] over the workers; raises ResourceError when one item keeps killing them."""
+    from data.workers import WorkerDied, map_bounded
+
+    results = [None] * len(items)
+    with progress("labels", len(items)) as advance:
+        for index, result in map_bounded(function, items):
+            if isinstance(result, WorkerDied):
+                raise ResourceError(
+                    f"the worker of EHR shard {index} died twice, probably for lack of memory; lower prepare.num_cpus"
+                )
+            results[index] = result
+            advance()
+    return results
+
+
+def prepare_volumes(config: RunConfig, studies, root: Path, cache: Path, quarantine) -> list:
+    """PreparedVolume of every study with an image that is not refused; the refused go to `quarantine`."""
+    from data.prepare import STAGE, PreparedVolume, prepare_study
+    from data.quarantine import Quarantined
+    from data.workers import WorkerDied, map_bounded
+
+    images = studies.frame.drop_nulls("image").select("study_id", "image").rows()
+    volumes = []
+    work = partial(prepare_study, root=root, cache=cache, spec=config.volume.resolve())
+    with progress("volumes", len(images)) as advance:
+        for index, result in map_bounded(work, images):
+            if isinstance(result, WorkerDied):
+                detail = "its worker died twice: out of memory, or a crash of a decoder"
+                result = Quarantined(images[index][0], STAGE, "WORKER_DIED", detail)
+            if isinstance(result, PreparedVolume):
+                volumes.append(result)
+            else:
+                quarantine.extend([result])
+            advance()
+    reused = sum(volume.reused for volume in volumes)
+    say(f"volumes of {len(volumes)} studies, {reused} from the cache; {len(quarantine.records)} bad studies")
+    return volumes
+
+
+def write_outputs(config: RunConfig, folder: Path, studies, split_origins, keys, labels, volumes, quarantine) -> dict:
+    """Tables, summary and manifest of what the stages made; returns the summary."""
+    from data import labelling, prepared
+    from data.tables import write_parquet
+
+    names = ["config.yaml", "keys.parquet", "quarantine.parquet", "salt", "summary.json"]
+    table = None
+    if volumes is not None:
+        table = prepared.volume_table(volumes, prepared.duplicates(volumes, keys))
+        write_parquet(table, folder / "volumes.parquet")
+        names.append("volumes.parquet")
+    if labels is not None:
+        covariates = prepared.covariate_table(labels.covariates, studies, volumes or [])
+        write_parquet(covariates, folder / "covariates.parquet")
+        names += ["covariates.parquet", labelling.STAMP, *labelling.LABEL_FILES]
+    summary = prepared.summarise(studies, split_origins, labels, table, quarantine)
+    write_json(folder / "summary.json", summary)
+    if not any(summary["splits"]["ready"].values()):
+        raise BadDataError("no study is left with what the stages need; summary.json and quarantine.parquet say why")
+    prepared.write_manifest(folder, names, table, config.volume.resolve())
+    return summary
+
+
+def say(message: str) -> None:
+    print(message, flush=True)
+
+
+if __name__ == "__main__":
+    exit_with(main)

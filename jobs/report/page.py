@@ -1,0 +1,222 @@
+"""`eval/report.html`: one file, no network, made from the files of the run alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from jobs.config import RunConfig
+from jobs.provenance import provenance
+from jobs.report import figures
+from jobs.report.console import short
+from jobs.report.tables import MIN_CELL, count_text, facts, merge_small, metric_table
+from ttepretrain.evaluation.table import BASELINE, ORACLE, TRAINED, Metric
+from ttepretrain.files import write_atomic
+from ttepretrain.tasks import TaskSet
+
+MONTAGE_STUDIES = 4
+TOP_TASKS = 12
+SYNTHETIC = (
+    "Synthetic data. The scans are drawn phantoms and the records are simulated: the numbers show that the pipeline "
+    "works and how much of a known signal it finds. They say nothing about patients."
+)
+METHOD = f"""<h2>Method</h2>
+<p>Encoders are frozen. Scaler, principal components and probes are fitted on train; the number of components and the ridge
+are chosen on tuning from one grid for all arms; held-out studies are scored once. Closed gap = (mean C of the arm &minus;
+mean C untrained) / (mean C oracle &minus; mean C untrained) over the phenotypes, death apart. The oracle ranks by the true
+log-hazard of what a scan shows. Counts below {MIN_CELL}, and values of phenotypes with fewer events, are not shown.</p>"""
+
+
+def write_report(config: RunConfig) -> Path:
+    """The path of the report."""
+    rows = read_metrics(config.eval_folder / "metrics.json")
+    held_out = [row for row in rows if row.split == "held_out"]
+    summary = json.loads((config.prepared_folder / "summary.json").read_text())
+    sections = [
+        _header(config, summary),
+        _cards(held_out),
+        _prognosis(held_out),
+        _binary(held_out),
+        _training(config),
+        _tasks(config.pretrain_folder(TRAINED) / "export" / "tasks.json"),
+        _flow(summary),
+        _montage(config),
+        _method(config),
+    ]
+    style = (Path(__file__).parent / "style.css").read_text()
+    page = (
+        f"<!doctype html><html lang=en><head><meta charset=utf-8><title>{escape(config.name)}: evaluation</title>"
+        f"<meta name=viewport content='width=device-width'><style>{style}</style></head>"
+        f"<body><main>{''.join(sections)}</main></body></html>\n"
+    )
+    path = config.eval_folder / "report.html"
+    write_atomic(path, page.encode())
+    return path
+
+
+def read_metrics(path: Path) -> list[Metric]:
+    """Rows of metrics.json; null numbers come back as nan."""
+    numbers = ("value", "lo", "hi")
+    records = json.loads(path.read_text())
+    return [Metric(**r | {k: math.nan if r[k] is None else r[k] for k in numbers}) for r in records]
+
+
+def _header(config: RunConfig, summary: dict) -> str:
+    ready = summary["splits"]["ready"]
+    counts = ", ".join(f"{count_text(count)} {split.replace('_', '-')}" for split, count in ready.items())
+    kind = f"synthetic cohort {config.cohort.size}, seed {config.cohort.seed}" if config.synthetic else "clinical data"
+    warning = f"<p class=warn>{SYNTHETIC}</p>" if config.synthetic else ""
+    return (
+        f"<header><p>Time-to-event pretraining · evaluation</p><h1>{escape(config.name)}</h1>"
+        f"<p>{kind} · {escape(config.model.encoder)} · studies: {counts}</p></header>{warning}"
+    )
+
+
+def _cards(rows: Sequence[Metric]) -> str:
+    """The few numbers that a reader takes away."""
+    by_key = {(r.metric, r.arm, r.baseline): r for r in rows if r.phenotype == "mean"}
+    wanted = (
+        ("Closed gap", "closed_gap", TRAINED, BASELINE, "main"),
+        ("Mean C, TTE pretrained", "harrell_c", TRAINED, None, ""),
+        ("Mean C, untrained encoder", "harrell_c", BASELINE, None, ""),
+        ("Mean C, oracle", "harrell_c", ORACLE, None, ""),
+    )
+    cards = []
+    for label, metric, arm, baseline, style in wanted:
+        row = by_key.get((metric, arm, baseline))
+        if row is None:
+            continue
+        value = "&ndash;" if math.isnan(row.value) else short(row.value)
+        interval = row.reason or ("" if math.isnan(row.lo) else f"95 % interval {short(row.lo)} to {short(row.hi)}")
+        below = f"<small>{escape(interval)}</small>"
+        cards.append(f"<div class='{style}'><small>{label}</small><b>{value}</b>{below}</div>")
+    return f"<div class=cards>{''.join(cards)}</div>"
+
+
+def _prognosis(rows: Sequence[Metric]) -> str:
+    forest = figures.forest(rows, "harrell_c")
+    return (
+        "<h2>Ranking by time to event</h2>"
+        "<p>Harrell's C of a Cox probe on frozen features, held-out studies. Small numbers are 95 % intervals from "
+        "resampled patients; differences are paired: both arms on the same patients. Bold: the interval excludes zero. "
+        "The mean leaves death out, which is a pretraining task."
+        "</p>"
+        + metric_table(rows, "harrell_c")
+        + _figure(forest, f"Phenotypes with fewer than {MIN_CELL} held-out events are not drawn.")
+    )
+
+
+def _binary(rows: Sequence[Metric]) -> str:
+    if not any(row.metric == "auroc" for row in rows):
+        return ""
+    return (
+        "<h2>Event within a horizon</h2><p>AUROC of a logistic probe, held-out studies; studies censored before the "
+        "horizon leave the row.</p>" + metric_table(rows, "auroc")
+    )
+
+
+def _training(config: RunConfig) -> str:
+    records = [
+        json.loads(line)
+        for line in (config.pretrain_folder(TRAINED) / "metrics.jsonl").read_text().splitlines()
+        if line.strip()
+    ]
+    steps = max((r["step"] for r in records), default=0)
+    settings = facts(
+        [
+            ("steps", steps),
+            ("batch", f"{config.train.batch_size} studies"),
+            ("peak learning rate", f"{config.train.lr:g}"),
+            ("seed", config.train.seed),
+        ]
+    )
+    caption = "Faint: every step; strong: running median; dots: tuning split, of which the lowest is exported."
+    return "<h2>Pretraining</h2>" + settings + _figure(figures.training_curve(records), caption)
+
+
+def _tasks(path: Path) -> str:
+    tasks = TaskSet.load(path)
+    edges = ", ".join(f"{edge:.0f}" for edge in tasks.bin_edges_days[:-1])
+    shown = [task for task in tasks.tasks if task.patients >= MIN_CELL][:TOP_TASKS]
+    body = "".join(
+        f"<tr><td>{escape(task.code)}</td><td>{escape(task.description)}</td><td class=v>{task.patients:,}</td>"
+        f"<td class=v>{task.events:,}</td><td class=v>{100 * 365.25 * task.rate_per_day:.1f}</td></tr>"
+        for task in shown
+    )
+    return (
+        "<h2>Pretraining tasks</h2>"
+        + facts(
+            [
+                ("tasks", f"{tasks.num_tasks:,}"),
+                ("time bins", f"{tasks.num_bins}, from day {edges}, the last one open"),
+                ("train events", f"{sum(task.events for task in tasks.tasks):,}"),
+                ("blackout", f"up to day {tasks.blackout_days:g} after the scan"),
+                ("recurrence", tasks.recurrence),
+            ]
+        )
+        + "<table><thead><tr><th>Code</th><th>First by rank</th><th class=v>Train patients</th><th class=v>Events</th>"
+        f"<th class=v>per 100 years</th></tr></thead><tbody>{body}</tbody></table>"
+    )
+
+
+def _flow(summary: dict) -> str:
+    """Where studies were lost. Totals are left out where a difference would tell a small count."""
+    flow = summary["labels"]["studies"]
+    excluded = {"no record in the EHR": flow["NO_SUBJECT"], "no follow-up after the blackout": flow["NO_FOLLOW_UP"]}
+    refused = {f"refused: {code}": count for code, count in summary["quarantine"].items()}
+    lost = merge_small(excluded | refused)
+    lines = [(f"left out: {name}", count_text(count)) for name, count in lost]
+    lines += [(f"used: {split.replace('_', '-')}", count_text(n)) for split, n in summary["splits"]["ready"].items()]
+    body = "".join(f"<tr><td>{escape(name)}</td><td class=v>{text}</td></tr>" for name, text in lines)
+    flags = [(flag.lower().replace("_", " "), count_text(n)) for flag, n in summary["volumes"]["flags"].items()]
+    repairs = "".join(f"<tr><td>{escape(name)}</td><td class=v>{text}</td></tr>" for name, text in flags)
+    head = "<thead><tr><th>{}</th><th class=v>Studies</th></tr></thead>"
+    second = f"<div><table>{head.format('Repaired images')}<tbody>{repairs}</tbody></table></div>" if flags else ""
+    return (
+        "<h2>Cohort</h2><div class=pair>"
+        f"<div><table>{head.format('Studies')}<tbody>{body}</tbody></table></div>{second}</div>"
+    )
+
+
+def _montage(config: RunConfig) -> str:
+    if not (config.synthetic or config.report.images):
+        return ""
+    from data.loader import PreparedStudies
+
+    studies = PreparedStudies.open(config.prepared_folder, "held_out")
+    # The keys' order says nothing about patients.
+    rows = studies.study_key.argsort()[:MONTAGE_STUDIES]
+    centre, width = 40.0, 1400.0
+    image = figures.montage([studies.read_hu(row) for row in rows], studies.spec.spacing_mm, centre, width)
+    shape = " &times; ".join(map(str, studies.spec.shape_DHW))
+    spacing = " &times; ".join(f"{mm:g}" for mm in studies.spec.spacing_mm)
+    caption = (
+        f"What the network sees: {len(rows)} held-out studies, middle axial, coronal and sagittal slices, "
+        f"{shape} voxels of {spacing} mm, shown at window {width:g} around {centre:g} HU."
+    )
+    return "<h2>Network inputs</h2>" + _figure(image, caption)
+
+
+def _method(config: RunConfig) -> str:
+    probes = json.loads((config.eval_folder / "probes.json").read_text())
+    lines = []
+    for arm, probe in probes.items():
+        for name, chosen in probe["chosen"].items():
+            score = "none" if chosen["tuning_score"] is None else short(chosen["tuning_score"])
+            setting = f"{chosen['components']} components, ridge {chosen['ridge']:g}, tuning score {score}"
+            lines.append((f"{arm}, {name}", setting))
+        if probe["dropped"]:
+            lines.append((f"{arm}, fits that failed", len(probe["dropped"])))
+    versions = provenance(["ttepretrain", "torch", "lifelines", "scikit-learn"])
+    revision = (versions["git_revision"] or "no git revision")[:12] + (" + changes" if versions["git_changed"] else "")
+    packages = ", ".join(f"{name} {number}" for name, number in versions["versions"].items())
+    bootstrap = f"{config.eval.bootstraps} resamples of patients, seed {config.eval.seed}"
+    return METHOD + facts([*lines, ("bootstrap", bootstrap)]) + f"<p class=note>{escape(revision)} · {escape(packages)}</p>"
+
+
+def _figure(source: str | None, caption: str) -> str:
+    image = "" if source is None else f"<img src='{source}' alt=''>"
+    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"

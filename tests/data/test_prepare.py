@@ -1,0 +1,190 @@
+"""One study: cached once per content, or refused with a reason that names nobody."""
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data import prepare
+from data.cache import read_volume
+from data.prepare import PreparedVolume, prepare_study
+from data.quarantine import Quarantined
+from data.testing import chest, write_dicom, write_nifti
+from ttepretrain.errors import ResourceError
+from ttepretrain.volume import preprocess
+from ttepretrain.volume.preprocess import preprocess_ct
+from ttepretrain.volume.spec import VolumeSpec
+
+SPEC = VolumeSpec((14.0, 13.0, 12.0), (12, 16, 20), (-1024, 3071), ((-600.0, 1500.0),))
+CANARY = "Smith^John"
+
+
+@pytest.fixture
+def cache(tmp_path):
+    (tmp_path / "cache").mkdir()
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def root(tmp_path):
+    write_nifti(tmp_path / "root" / "a.nii.gz", chest(1))
+    write_dicom(tmp_path / "root" / "b", chest(2))
+    return tmp_path / "root"
+
+
+@pytest.mark.parametrize("image", ["a.nii.gz", "b"])
+def test_a_study_is_cached_as_the_one_path_makes_it_and_not_made_again(root, cache, image, monkeypatch):
+    first = prepare_study(("s", image), root, cache, SPEC)
+    expected = preprocess_ct(root / image, SPEC)
+    hu_DHW = read_volume(cache / f"{first.content_key}.b2nd", first.checksum)
+    np.testing.assert_array_equal(hu_DHW, expected.hu_DHW)
+    np.testing.assert_array_equal(np.reshape(first.record.affine, (4, 4)), expected.affine)
+    assert first.record.shape == [12, 16, 20]
+    assert not first.reused
+
+    monkeypatch.setattr(preprocess, "preprocess_ct", None)
+    again = prepare_study(("s", image), root, cache, SPEC)
+    assert again.reused
+    assert (again.record, again.checksum) == (first.record, first.checksum)
+
+
+def test_other_names_and_places_of_the_same_bytes_are_the_same_content(root, cache):
+    shutil.copytree(root / "b", root / "c")
+    for file in (root / "c").iterdir():
+        file.rename(file.with_name(f"z{1000 - int(file.stem)}"))
+    first, second = (prepare_study((image, image), root, cache, SPEC) for image in "bc")
+    assert second.reused
+    assert first.content_key == second.content_key
+
+
+def test_a_file_replaced_behind_an_unchanged_mtime_is_other_content(root, cache):
+    file = root / "a.nii.gz"
+    before = prepare_study(("s", "a.nii.gz"), root, cache, SPEC)
+    stat = file.stat()
+    write_nifti(file, chest(99))
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    after = prepare_study(("s", "a.nii.gz"), root, cache, SPEC)
+    assert not after.reused
+    assert after.record.voxel_hash != before.record.voxel_hash
+
+
+def test_two_series_in_one_folder_are_told_apart_by_the_file_that_is_named(tmp_path, cache):
+    for name, seed in (("one", 1), ("two", 2)):
+        write_dicom(tmp_path / name, chest(seed))
+        for file in (tmp_path / name).iterdir():
+            file.rename(tmp_path / f"{name}-{file.name}")
+        (tmp_path / name).rmdir()
+    first, second = (prepare_study(("s", f"{n}-003.dcm"), tmp_path, cache, SPEC) for n in ("one", "two"))
+    assert first.record.source_hash == second.record.source_hash
+    assert first.record.voxel_hash != second.record.voxel_hash
+    assert first.content_key != second.content_key
+
+
+def test_a_damaged_cached_file_is_made_again(root, cache):
+    first = prepare_study(("s", "a.nii.gz"), root, cache, SPEC)
+    file = cache / f"{first.content_key}.b2nd"
+    good = file.read_bytes()
+    file.write_bytes(good[: len(good) // 2])
+    again = prepare_study(("s", "a.nii.gz"), root, cache, SPEC)
+    assert not again.reused
+    assert file.read_bytes() == good
+
+
+@pytest.mark.parametrize("name", [b"\xff\xfe latin", b"-rf", b"two\nlines", b"x" * 255])
+def test_files_of_any_name_inside_a_folder_are_read(root, cache, name):
+    file = sorted((root / "b").iterdir())[4]
+    file.rename(file.with_name(os.fsdecode(name)))
+    assert isinstance(prepare_study(("s", "b"), root, cache, SPEC), PreparedVolume)
+
+
+def refused(image, root, cache) -> Quarantined:
+    result = prepare_study(("s", image), root, cache, SPEC)
+    assert isinstance(result, Quarantined)
+    assert (result.study_id, result.stage) == ("s", "volumes")
+    assert not list(cache.iterdir())
+    assert str(root) not in result.detail
+    assert CANARY not in result.detail
+    return result
+
+
+@pytest.mark.parametrize("keep", [0.5, -8])
+def test_a_truncated_nifti_is_refused(root, cache, keep):
+    file = root / "a.nii.gz"
+    data = file.read_bytes()
+    file.write_bytes(data[: int(keep * len(data)) if keep > 0 else keep])
+    assert refused("a.nii.gz", root, cache).code in ("TRUNCATED", "CRC")
+
+
+def test_a_series_with_a_missing_slice_is_refused(tmp_path, cache):
+    write_dicom(tmp_path / CANARY, chest(2), patient=CANARY)
+    (tmp_path / CANARY / "006.dcm").unlink()
+    assert refused(CANARY, tmp_path, cache).code == "MISSING_SLICE"
+
+
+@pytest.mark.parametrize(
+    ("image", "code"),
+    [
+        ("absent.nii.gz", "NOT_FOUND"),
+        ("absent", "NOT_FOUND"),
+        ("../root/a.nii.gz", "OUTSIDE_ROOT"),
+        ("\0", "OUTSIDE_ROOT"),
+    ],
+)
+def test_an_image_that_is_not_there_or_not_ours_is_refused(root, cache, image, code):
+    assert refused(image, root, cache).code == code
+
+
+def test_an_unexpected_exception_is_recorded_by_type_and_place_without_its_message(root, cache, monkeypatch):
+    def broken(path, _):
+        raise ZeroDivisionError(f"{CANARY} in {path}")
+
+    monkeypatch.setattr(preprocess, "preprocess_ct", broken)
+    record = refused("a.nii.gz", root, cache)
+    assert record.code == "UNEXPECTED"
+    assert record.detail.startswith("ZeroDivisionError in test_prepare.py:")
+
+
+@pytest.fixture
+def flaky_open(monkeypatch):
+    """Make the first `times` reads of a source fail with an errno."""
+    waits = []
+    monkeypatch.setattr(prepare.time, "sleep", waits.append)
+
+    def fail(times, number):
+        original = prepare.source_hash
+
+        def source_hash(path: Path) -> str:
+            nonlocal times
+            times -= 1
+            if times >= 0:
+                raise OSError(number, os.strerror(number))
+            return original(path)
+
+        monkeypatch.setattr(prepare, "source_hash", source_hash)
+        return waits
+
+    return fail
+
+
+def test_an_input_output_error_that_passes_is_waited_for(root, cache, flaky_open):
+    waits = flaky_open(3, errno.EIO)
+    assert isinstance(prepare_study(("s", "a.nii.gz"), root, cache, SPEC), PreparedVolume)
+    assert waits == list(prepare.WAIT_SECONDS)
+
+
+def test_an_input_output_error_that_stays_is_refused(root, cache, flaky_open):
+    flaky_open(9, errno.ESTALE)
+    assert refused("a.nii.gz", root, cache).code == "UNREADABLE"
+
+
+def test_a_full_disk_ends_the_run_rather_than_the_study(root, cache, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ResourceError, match="disk full"):
+        prepare_study(("s", "a.nii.gz"), root, cache, SPEC)
+    assert not list(cache.iterdir())

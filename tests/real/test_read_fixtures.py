@@ -1,0 +1,157 @@
+"""Real scans and real dirt, read by the one path. Expected values come from other readers or from the files' makers."""
+
+import shutil
+
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK
+
+from ttepretrain.errors import BadStudy
+from ttepretrain.volume.checks import Flag, Reason
+from ttepretrain.volume.preprocess import preprocess_ct, read_ct
+from ttepretrain.volume.spec import PRESETS
+
+
+def reason_of(path) -> Reason:
+    with pytest.raises(BadStudy) as refusal:
+        read_ct(path)
+    return refusal.value.code
+
+
+def simpleitk_affine(image) -> np.ndarray:
+    """Index D H W -> RAS+ mm of a SimpleITK image."""
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
+    return (np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine)[:, [2, 1, 0, 3]]
+
+
+def test_a_jpeg2000_series_with_empty_uids_equals_simpleitk(fixtures):
+    folder = fixtures / "ct_totalseg" / "example_ct_dicom"
+    ours = read_ct(folder)
+    # by position: without a series UID, SimpleITK's own grouping finds nothing
+    files = sorted(folder.iterdir(), key=lambda f: pydicom.dcmread(f, stop_before_pixels=True).ImagePositionPatient[2])
+    theirs = SimpleITK.ReadImage([str(file) for file in files])
+    np.testing.assert_array_equal(ours.hu_DHW, SimpleITK.GetArrayFromImage(theirs))
+    np.testing.assert_allclose(ours.affine, simpleitk_affine(theirs), atol=1e-6)
+    assert ours.flags == ()
+    assert (ours.acquisition["manufacturer"], ours.acquisition["kvp"]) == ("siemens", 120.0)
+
+
+def test_a_nifti_equals_nibabel(fixtures):
+    path = fixtures / "ct_totalseg" / "example_ct.nii.gz"
+    ours, theirs = read_ct(path), nibabel.load(path)
+    np.testing.assert_array_equal(ours.hu_DHW, np.asarray(theirs.dataobj).transpose(2, 1, 0))
+    np.testing.assert_allclose(ours.affine, theirs.affine[:, [2, 1, 0, 3]])
+
+
+def test_the_dicom_chest_equals_its_nrrd_twin(fixtures):
+    ours = read_ct(fixtures / "ct_cip_lowres" / "ct-64Dicom")
+    theirs = SimpleITK.ReadImage(str(fixtures / "ct_cip_lowres" / "ct-64.nrrd"))
+    np.testing.assert_array_equal(ours.hu_DHW, SimpleITK.GetArrayFromImage(theirs))
+    np.testing.assert_allclose(ours.affine, simpleitk_affine(theirs), atol=2e-3)  # its headers are rounded
+
+
+def test_bones_lie_behind_and_the_liver_on_the_right(fixtures):
+    """The abdomen: spine at the back, liver (the large, even, enhanced organ) on the patient's right."""
+    hu_DHW = preprocess_ct(fixtures / "ct_totalseg" / "example_ct_dicom", PRESETS["small"]).hu_DHW
+    bone = (hu_DHW > 350)[:, :, 22:34]
+    assert bone[:, :24].sum() > 5 * bone[:, 32:].sum()
+    organ = (hu_DHW > 70) & (hu_DHW < 160)
+    assert organ[:, 18:, 28:].sum() > 1.5 * organ[:, 18:, :28].sum()
+
+
+def test_an_uneven_tilted_head_is_read_and_flagged(fixtures):
+    """Tilt 18.5 degrees, steps of 4 then 7 mm along the normal, padding; the screens beside it are dropped."""
+    folder = fixtures / "ct_dcmqa_ge_tilt"
+    image = read_ct(folder / "GE")
+    assert image.flags == (Flag.UNEVEN_SPACING, Flag.GANTRY_TILT)
+    assert image.hu_DHW.min() >= -1024
+    normal = np.cross(image.affine[:3, 1], image.affine[:3, 2])
+    cosine = normal @ image.affine[:3, 0] / np.linalg.norm(normal) / image.spacing_mm[0]
+    assert np.degrees(np.arccos(abs(cosine))) == pytest.approx(18.5, abs=0.01)
+    positions = [pydicom.dcmread(f, stop_before_pixels=True).ImagePositionPatient[2] for f in (folder / "GE").iterdir()]
+    covered = (image.hu_DHW.shape[0] - 1) * image.affine[2, 0]
+    assert covered == pytest.approx(max(positions) - min(positions), abs=image.affine[2, 0])
+
+    with_screens = read_ct(folder)
+    np.testing.assert_array_equal(with_screens.hu_DHW, image.hu_DHW)
+    assert with_screens.flags == (*image.flags, Flag.IMAGES_SKIPPED)
+    assert reason_of(folder / "localizer") == Reason.LOCALIZER
+    assert reason_of(folder / "exam_summary") == Reason.NOT_CT
+
+
+LOSSY = {"1.2.840.10008.1.2.4.81", "1.2.840.10008.1.2.4.91"}
+REFUSED = {"1.2.840.10008.1.2.1.99", *(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 53, 55))}
+
+
+def series_of(file, folder):
+    """Three slices, 5 mm apart, out of one file; its encoded pixels and syntax untouched."""
+    folder.mkdir()
+    for d in range(3):
+        dataset = pydicom.dcmread(file)
+        dataset.SOPInstanceUID = pydicom.uid.generate_uid()
+        x, y, z = dataset.ImagePositionPatient
+        dataset.ImagePositionPatient = [x, y, z + 5 * d]
+        dataset.save_as(folder / f"{d}.dcm")
+    return folder
+
+
+def test_one_slice_in_fifteen_syntaxes(fixtures, tmp_path):
+    """Lossless ones equal the uncompressed slice, lossy ones are near it and flagged, the rest is refused by name."""
+    files = {
+        str(pydicom.filereader.read_file_meta_info(file).TransferSyntaxUID): file
+        for file in (fixtures / "ct_transfer_syntaxes" / "cornerstone_CTImage").glob("*.dcm")
+    }
+    reference = read_ct(series_of(files["1.2.840.10008.1.2.1"], tmp_path / "reference")).hu_DHW
+    seen = set()
+    for syntax, file in files.items():
+        if syntax in REFUSED:
+            shutil.copy(file, tmp_path / "one.dcm")
+            assert reason_of(tmp_path / "one.dcm") == Reason.UNSUPPORTED_SYNTAX
+            continue
+        image = read_ct(series_of(file, tmp_path / syntax))
+        difference = np.abs(image.hu_DHW.astype(float) - reference).max()
+        assert difference <= (5 if syntax in LOSSY else 0), syntax
+        assert (Flag.LOSSY in image.flags) == (syntax in LOSSY), syntax
+        seen.add(syntax)
+    assert len(seen) >= 10
+
+
+@pytest.mark.parametrize(
+    ("folder", "reason"),
+    [
+        ("failing/sliceincrement/001", Reason.MISSING_SLICE),
+        ("failing/notavolume/001", Reason.TOO_FEW_SLICES),
+        ("failing/slicecount/001", Reason.NOT_CT),
+        ("failing/sliceorientation/001", Reason.NOT_CT),
+        ("failing/gantrytilting/001", Reason.NOT_HU),  # its pixels were blanked
+        ("generic/compressed_rle/001", Reason.NOT_CT),
+        ("generic/compressed_jpegls/001", Reason.NOT_CT),
+    ],
+)
+def test_series_that_are_no_chest_ct_are_refused_with_their_reason(fixtures, folder, reason):
+    assert reason_of(fixtures / "ct_dicom2nifti" / folder) == reason
+
+
+def test_multi_frame_ct_is_refused_rather_than_guessed(fixtures):
+    for size in ("23x38x3", "24x38x3"):
+        assert reason_of(fixtures / "ct_multiframe_dcmqi" / size / "multiframe") == Reason.UNSUPPORTED_MULTIFRAME
+
+
+def test_hostile_files_end_in_a_declared_reason(fixtures):
+    """Every odd DICOM and NIfTI file by itself: read or refused with a reason, never another exception."""
+    files = [f for f in (fixtures / "dicom_pydicom_odd").rglob("*") if f.suffix == ".dcm" or "dicomdir" in str(f)]
+    files += [f for f in (fixtures / "nifti_edge").rglob("*") if f.is_file() and ".nii" in f.name]
+    crashes = [f for f in (fixtures / "nifti_edge").rglob("crash*") if f.is_file()]
+    assert len(files) > 40
+    reasons = set()
+    for file in files + crashes:
+        try:
+            read_ct(file)
+        except BadStudy as refusal:
+            reasons.add(refusal.code)
+    assert reasons <= set(Reason)
+    assert len(reasons) >= 6

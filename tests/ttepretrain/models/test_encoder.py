@@ -1,0 +1,157 @@
+"""Encoders: shapes, sizes, norms, initialisation as a pure function, strict loading."""
+
+import pytest
+import torch
+from torch import nn
+
+from ttepretrain.errors import ConfigError, IntegrityError
+from ttepretrain.models.config import ENCODERS, ModelConfig
+from ttepretrain.models.encoder import TRUNKS, build_encoder
+from ttepretrain.models.weights import load_strict
+from ttepretrain.testing import write_tiny_export
+
+# Features and millions of parameters with one input channel and no classifier.
+SIZES = {"densenet121": (1024, 11.2), "resnet18": (512, 33.2), "resnet50": (2048, 46.2), "resnet152": (2048, 117.4)}
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("init") / "export"
+    return folder, write_tiny_export(folder, seed=5)
+
+
+def noise(batch: int, channels: int = 2, shape=(29, 34, 40)) -> torch.Tensor:
+    return torch.randn(batch, channels, *shape, generator=torch.Generator().manual_seed(1))
+
+
+def test_every_name_of_the_configuration_has_a_trunk():
+    assert set(TRUNKS) == set(ENCODERS) == set(SIZES)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_pooled_features_of_the_published_size_and_every_parameter_used(name):
+    encoder = build_encoder(ModelConfig(encoder=name), in_channels=1, seed=0)
+    feature_dim, millions = SIZES[name]
+    features_BF = encoder.features(noise(1, 1))
+    assert features_BF.shape == (1, feature_dim)
+    assert encoder.feature_dim == feature_dim
+    assert features_BF.dtype == torch.float32
+    assert sum(p.numel() for p in encoder.parameters()) / 1e6 == pytest.approx(millions, abs=0.1)
+    features_BF.square().sum().backward()
+    assert all(p.grad is not None for p in encoder.parameters()), "a classifier was left in"
+
+
+@pytest.mark.parametrize("name", ["densenet121", "resnet18", "resnet50"])
+def test_the_stem_halves_every_axis(name):
+    trunk = build_encoder(ModelConfig(encoder=name), 1, 0).trunk
+    assert trunk[0](noise(1, 1, (30, 34, 40))).shape[2:] == (15, 17, 20)
+
+
+@pytest.mark.parametrize("name", ["densenet121", "resnet18"])
+def test_group_norm_makes_a_studys_features_independent_of_its_batch(name):
+    encoder = build_encoder(ModelConfig(encoder=name, norm="group"), 2, 0)
+    assert not any(isinstance(module, nn.BatchNorm3d) for module in encoder.modules())
+    x_BCDHW = noise(3)
+    with torch.no_grad():
+        together, alone = encoder.features(x_BCDHW), encoder.features(x_BCDHW[1:2])
+    torch.testing.assert_close(together[1:2], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_are_a_function_of_configuration_channels_and_seed_alone():
+    config = ModelConfig(encoder="resnet18")
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = build_encoder(config, 2, seed=3).state_dict()
+    assert torch.equal(torch.get_rng_state(), state), "the global random state was used"
+    torch.manual_seed(2)
+    again, other = build_encoder(config, 2, seed=3).state_dict(), build_encoder(config, 2, seed=4).state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["trunk.conv1.weight"], other["trunk.conv1.weight"])
+
+
+def test_features_keep_their_scale_through_the_trunk():
+    """Kaiming initialisation: neither vanishing nor exploding, and different scans give different features."""
+    for name in ("densenet121", "resnet18"):
+        with torch.no_grad():
+            features_BF = build_encoder(ModelConfig(encoder=name), 2, 0).features(noise(2))
+        assert 0.05 < features_BF.std() < 5
+        assert (features_BF[0] - features_BF[1]).abs().max() > 1e-3
+
+
+def test_a_volume_too_small_for_the_encoder_is_a_configuration_error():
+    with pytest.raises(ConfigError, match=r"volume.shape_DHW must be at least 29 .* got \[28, 34, 40\]"):
+        build_encoder(ModelConfig(encoder="densenet121"), 2, 0).features(noise(1, 2, (28, 34, 40)))
+
+
+def test_init_takes_every_encoder_weight_of_an_export(export):
+    folder, model = export
+    loaded = build_encoder(ModelConfig(init=str(folder)), 2, seed=99).state_dict()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in model.encoder.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("config", "channels", "error", "message"),
+    [
+        (
+            {"encoder": "resnet18"},
+            2,
+            ConfigError,
+            "model.encoder is 'resnet18' and the export in model.init has",
+        ),
+        ({"norm": "batch"}, 2, ConfigError, "model.norm is 'batch' and the export"),
+        ({}, 3, IntegrityError, r"1 weights of another shape or dtype: trunk.conv0.weight float32\[64, 2, 7, 7, 7\]"),
+    ],
+)
+def test_init_from_an_export_of_another_network_is_refused(export, config, channels, error, message):
+    with pytest.raises(error, match=message):
+        build_encoder(ModelConfig(init=str(export[0]), **config), channels, seed=0)
+
+
+def test_init_from_a_folder_that_is_no_export_is_refused(tmp_path):
+    with pytest.raises(IntegrityError, match=r"no complete export: manifest.json"):
+        build_encoder(ModelConfig(init=str(tmp_path)), 2, seed=0)
+
+
+def test_batch_norm_statistics_are_frozen_where_weights_are_loaded_and_only_there():
+    encoder = build_encoder(ModelConfig(encoder="resnet18", norm="batch"), 2, 0)
+    encoder.train().features(noise(2))
+    moved = encoder.trunk.bn1.running_mean.clone()
+    assert (moved != 0).any()
+    encoder.freeze_statistics = True
+    encoder.train().features(3 * noise(2))
+    assert torch.equal(encoder.trunk.bn1.running_mean, moved)
+    assert encoder.training
+
+
+class TestStrictLoading:
+    def test_misnamed_and_missing_weights_are_both_listed(self):
+        module = nn.Linear(3, 2)
+        weights = {"weigth": module.weight.detach(), "bias": module.bias.detach()}
+        with pytest.raises(IntegrityError, match="here: 1 of 2 weights match; missing: weight; unknown: weigth"):
+            load_strict(module, weights, "here")
+
+    def test_nothing_matched_says_so(self):
+        with pytest.raises(IntegrityError, match="0 of 2 weights match"):
+            load_strict(nn.Linear(3, 2), {}, "here")
+
+    def test_another_width_is_listed_with_both_shapes(self):
+        with pytest.raises(IntegrityError, match=r"weight float32\[2, 4\], expected float32\[2, 3\]"):
+            load_strict(nn.Linear(3, 2), nn.Linear(4, 2).state_dict(), "here")
+
+    def test_another_dtype_is_refused(self):
+        with pytest.raises(IntegrityError, match=r"weight float64\[2, 3\], expected float32\[2, 3\]"):
+            load_strict(nn.Linear(3, 2), nn.Linear(3, 2).double().state_dict(), "here")
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_weights_that_are_not_finite_are_refused(self, value):
+        weights = nn.Linear(3, 2).state_dict()
+        weights["bias"][1] = value
+        module = nn.Linear(3, 2)
+        before = module.bias.detach().clone()
+        with pytest.raises(IntegrityError, match="1 weights hold NaN or infinity: bias"):
+            load_strict(module, weights, "here")
+        assert torch.equal(module.bias, before)
+
+    def test_long_lists_are_cut(self):
+        with pytest.raises(IntegrityError, match="unknown: n0, n1, n2, n3, n4, n5, n6, n7 and 2 more"):
+            load_strict(nn.Linear(3, 2), {f"n{i}": torch.zeros(1) for i in range(10)}, "here")

@@ -1,0 +1,126 @@
+"""A run small enough to start in half a second: 40 studies of 9 x 10 x 11 voxels, two convolutions."""
+
+import json
+import os
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ttepretrain.batch import Batch
+from ttepretrain.files import write_json
+from ttepretrain.survival.prefit import bias_table
+from ttepretrain.testing import random_labels, random_task_set, tiny_model
+from ttepretrain.training.config import TrainConfig
+from ttepretrain.training.distributed import connect
+from ttepretrain.training.signals import StopSignals
+from ttepretrain.training.trainer import Supply, Trainer, TrainState
+
+SHAPE_DHW = (9, 10, 11)
+
+
+@dataclass
+class TinyRun:
+    """A run in `folder`; `start` is what one process does."""
+
+    folder: Path
+    config: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=2, batch_size=4, lr=3e-3, precision="fp32"))
+    identity: dict = field(default_factory=lambda: {"model.width": 6, "train.lr": 3e-3})
+    signal_at: tuple[int, int, int] | None = None  # (rank, step, signal) sent before that step's batch
+    poison: tuple[int, ...] = ()  # studies with an infinite follow-up: their loss is infinite
+    num_train: int = 24
+    num_tuning: int = 5  # with batches of four and two ranks, the tail leaves rank 1 without a study
+
+    def start(self) -> tuple[TrainState, np.ndarray]:
+        """Train until the end, or until something ends it: the state, and the bias table it started from."""
+        ranks = connect()
+        with StopSignals() as signals:
+            tasks = random_task_set(np.random.default_rng(0), num_tasks=5)
+            labels = random_labels(np.random.default_rng(1), self.num_train + self.num_tuning, tasks, event_share=0.5)
+            bias_TK = bias_table(labels.take(np.arange(self.num_train)), tasks)
+            self._labels, self._ranks = labels, ranks
+            supply = Supply(self.num_train, self._train_batches, self._tuning_batches, _write_weights, self.identity)
+            model = tiny_model(bias_TK)
+            trainer = Trainer(self.folder, model, tasks, self.config, supply, ranks, self.config.precision, signals)
+            trainer.resume()
+            state = trainer.run()
+        ranks.close()
+        return state, bias_TK
+
+    def batch(self, rows: np.ndarray) -> Batch:
+        volume_BDHW = torch.from_numpy(
+            np.stack([_volume(row) for row in rows]) if len(rows) else np.empty((0, *SHAPE_DHW), np.int16)
+        )
+        batch = Batch.collate(volume_BDHW, torch.from_numpy(rows.astype(np.int64)), self._labels.take(rows))
+        bad = torch.isin(batch.study_rank_B, torch.tensor(self.poison, dtype=torch.int64))
+        return replace(batch, censor_days_B=batch.censor_days_B.masked_fill(bad, torch.inf))
+
+    def _train_batches(self, epoch: int, position: int):
+        order = np.random.default_rng([7, epoch]).permutation(self.num_train)
+        size, ranks = self.config.batch_size, self._ranks
+        for start in range(position, self.num_train - size + 1, size):
+            step = epoch * (self.num_train // size) + start // size
+            if self.signal_at is not None and self.signal_at[:2] == (ranks.rank, step):
+                os.kill(os.getpid(), self.signal_at[2])
+            yield self.batch(order[start : start + size][ranks.rank :: ranks.world])
+
+    def _tuning_batches(self):
+        size, ranks = self.config.batch_size, self._ranks
+        rows = self.num_train + np.arange(self.num_tuning)
+        for start in range(0, self.num_tuning, size):
+            yield self.batch(rows[start : start + size][ranks.rank :: ranks.world])
+
+    def with_config(self, **changes) -> "TinyRun":
+        return replace(self, config=replace(self.config, **changes))
+
+    def weights(self) -> str:
+        """Hash of the weights in export-last."""
+        return json.loads((self.folder / "export-last" / "said.json").read_text())["weights"]
+
+    def rows(self) -> list[dict]:
+        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+
+    def commits(self) -> list[str]:
+        return sorted(path.name for path in (self.folder / "checkpoints").iterdir())
+
+    def elsewhere(self, name: str) -> "TinyRun":
+        folder = self.folder.with_name(name)
+        folder.mkdir(exist_ok=True)
+        return replace(self, folder=folder)
+
+
+def digest(weights: dict[str, torch.Tensor]) -> str:
+    joined = sha256()
+    for name in sorted(weights):
+        joined.update(weights[name].contiguous().numpy().tobytes())
+    return joined.hexdigest()
+
+
+def _volume(row: int) -> np.ndarray:
+    rng = np.random.default_rng([3, row])
+    return (rng.integers(-600, 600, SHAPE_DHW) + rng.integers(-400, 400)).astype(np.int16)
+
+
+def _write_weights(folder: Path, model: torch.nn.Module, facts: dict) -> None:
+    folder.mkdir(exist_ok=True)
+    write_json(folder / "said.json", facts | {"weights": digest(dict(model.state_dict()))})
+
+
+@pytest.fixture(scope="session")
+def tiny_run_in():
+    """Makes a run in a folder whose name has spaces and letters outside ASCII."""
+
+    def make(parent: Path) -> TinyRun:
+        folder = parent / "run of tte é"
+        folder.mkdir()
+        return TinyRun(folder)
+
+    return make
+
+
+@pytest.fixture
+def tiny_run(tmp_path, tiny_run_in) -> TinyRun:
+    return tiny_run_in(tmp_path)

@@ -1,0 +1,208 @@
+"""Export: the folder that carries a trained model away from its run.
+
+    export/
+      model.safetensors   all weights, fp32
+      config.json         encoder, head, volume spec, provenance, versions
+      tasks.json          TaskSet; descriptions of open vocabularies only, unless asked for
+      manifest.json       sha256 of the three files above
+      README.md           model card; not in the manifest, for the publisher completes it
+
+Written whole or not at all; read only when every checksum holds. No file in it can run code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+import ttepretrain
+from ttepretrain.embedder import Embedder
+from ttepretrain.errors import IntegrityError, LeakageError
+from ttepretrain.files import sha256_of, sync, write_json
+from ttepretrain.model_card import model_card
+from ttepretrain.models.config import ModelConfig
+from ttepretrain.models.model import TTEModel, build_model
+from ttepretrain.models.weights import load_strict, refuse_not_finite
+from ttepretrain.tasks import TaskSet
+from ttepretrain.volume.spec import PREPROCESS_VERSION, VolumeSpec
+
+SCHEMA_VERSION = 1
+CHECKED = ("model.safetensors", "config.json", "tasks.json")
+# Free to redistribute with their texts. SNOMED CT, CPT-4 and the like are licensed, local texts may name people.
+OPEN_VOCABULARIES = frozenset({"ICD9CM", "ICD9Proc", "ICD10CM", "ICD10PCS", "LOINC", "RxNorm", "CVX"})
+
+
+@dataclass(frozen=True)
+class Export:
+    """What a verified export says about itself."""
+
+    folder: Path
+    model: ModelConfig  # init is always random here: the weights are in the folder
+    feature_dim: int
+    spec: VolumeSpec
+    preprocess_version: int
+    tasks: TaskSet
+    provenance: dict
+    synthetic: bool
+    versions: dict[str, str]
+    fingerprint: str  # sha256 of the manifest: equal only for equal weights, configuration and tasks
+
+
+def write_export(
+    folder: Path,
+    model: TTEModel,
+    model_config: ModelConfig,
+    spec: VolumeSpec,
+    tasks: TaskSet,
+    provenance: dict,
+    min_patients: int,
+    descriptions: bool = False,
+) -> None:
+    """Replace `folder` by an export of the model. `provenance` goes out as it is and has a bool `synthetic`.
+
+    Raises LeakageError when a task rests on fewer than `min_patients` train subjects.
+    """
+    refuse_small_counts(tasks, min_patients)
+    if not isinstance(provenance.get("synthetic"), bool):
+        raise ValueError(f"provenance needs `synthetic`: true or false; got {provenance.get('synthetic')!r}")
+    new = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    # Not save_file: its files are readable by their owner alone, whatever the umask.
+    (new / "model.safetensors").write_bytes(save(_weights_of(model), metadata={"format": "pt"}))
+    config = {
+        "schema_version": SCHEMA_VERSION,
+        # `init` may be a private path; what matters later is whether there was one.
+        "model": dataclasses.asdict(model_config) | {"init": "random" if model_config.init == "random" else "export"},
+        "feature_dim": model.encoder.feature_dim,
+        "volume": spec.to_json(),
+        "provenance": provenance,
+        "versions": {"ttepretrain": ttepretrain.__version__, "torch": torch.__version__, "monai": version("monai")},
+    }
+    write_json(new / "config.json", config)
+    _publishable(tasks, descriptions or provenance["synthetic"]).save(new / "tasks.json")
+    write_json(new / "manifest.json", {"sha256": {name: sha256_of(new / name) for name in CHECKED}})
+    card = model_card(model_config, model.encoder.feature_dim, spec, tasks, provenance["synthetic"])
+    (new / "README.md").write_text(card)
+    for path in [*new.iterdir(), new]:
+        sync(path)
+    _swap(new, folder)
+
+
+def refuse_small_counts(tasks: TaskSet, min_patients: int) -> None:
+    """Raise LeakageError when a task rests on fewer than `min_patients` train subjects: its row would describe them."""
+    small = sum(task.patients < min_patients for task in tasks.tasks)
+    if small:
+        raise LeakageError(
+            f"{small} of {tasks.num_tasks} tasks rest on fewer than {min_patients} patients and cannot be exported; "
+            "prepare again with ehr.min_patients at least that"
+        )
+
+
+def read_export(folder: Path) -> Export:
+    """Verified description of an export. Raises IntegrityError for a missing, damaged or newer one."""
+    folder = Path(folder)
+    if not folder.exists() and _previous(folder).exists():  # a writer died between its two renames
+        folder = _previous(folder)
+    try:
+        manifest = (folder / "manifest.json").read_bytes()
+        expected = json.loads(manifest)["sha256"]
+        for name in CHECKED:
+            if sha256_of(folder / name) != expected[name]:
+                raise IntegrityError(f"{folder / name} does not match manifest.json; copy the export again")
+        config = json.loads((folder / "config.json").read_bytes())
+        if config["schema_version"] > SCHEMA_VERSION:
+            raise IntegrityError(
+                f"{folder}: schema_version {config['schema_version']}, this release reads {SCHEMA_VERSION}; update it"
+            )
+        return Export(
+            folder=folder,
+            model=ModelConfig(**config["model"] | {"init": "random"}),
+            feature_dim=config["feature_dim"],
+            spec=VolumeSpec.from_json(config["volume"]),
+            preprocess_version=config["volume"]["preprocess_version"],
+            tasks=TaskSet.load(folder / "tasks.json"),
+            provenance=config["provenance"],
+            synthetic=bool(config["provenance"]["synthetic"]),
+            versions=config["versions"],
+            fingerprint=hashlib.sha256(manifest).hexdigest(),
+        )
+    except OSError as error:
+        raise IntegrityError(f"{folder} is no complete export: {Path(error.filename).name}: {error.strerror}") from None
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise IntegrityError(f"{folder} is no export: {error!r}") from None
+
+
+def read_weights(export: Export) -> dict[str, Tensor]:
+    """All tensors of the export, on the CPU."""
+    try:
+        return load_file(export.folder / "model.safetensors")
+    except SafetensorError as error:
+        raise IntegrityError(f"{export.folder / 'model.safetensors'} cannot be read: {error}") from None
+
+
+def load_model(folder: Path | str) -> TTEModel:
+    """The exported model in eval mode, bit for bit. Raises IntegrityError unless every weight matches."""
+    export = read_export(Path(folder))
+    bias_TK = torch.zeros(export.tasks.num_bins, export.tasks.num_tasks)
+    model = build_model(export.model, export.spec, bias_TK, seed=0)
+    load_strict(model, read_weights(export), str(export.folder))
+    return model.eval()
+
+
+def load_encoder(folder: Path | str, device: str = "cpu") -> Embedder:
+    """Embedder of scans with the exported encoder and its own preprocessing."""
+    export = read_export(Path(folder))
+    if export.preprocess_version != PREPROCESS_VERSION:
+        raise IntegrityError(
+            f"{export.folder} was trained on preprocessing version {export.preprocess_version}, this release has "
+            f"{PREPROCESS_VERSION}; use ttepretrain {export.versions['ttepretrain']}"
+        )
+    return Embedder(load_model(folder).encoder, export.spec, device)
+
+
+def _weights_of(model: TTEModel) -> dict[str, Tensor]:
+    weights = {
+        name: (tensor.float() if tensor.is_floating_point() else tensor).detach().cpu().contiguous().clone()
+        for name, tensor in model.state_dict().items()
+    }
+    refuse_not_finite(weights, "the model")
+    return weights
+
+
+def _publishable(tasks: TaskSet, descriptions: bool) -> TaskSet:
+    """The task set without the descriptions that may not be passed on."""
+    return dataclasses.replace(
+        tasks,
+        tasks=tuple(
+            task
+            if descriptions or task.code.partition("/")[0] in OPEN_VOCABULARIES
+            else dataclasses.replace(task, description="")
+            for task in tasks.tasks
+        ),
+    )
+
+
+def _swap(new: Path, folder: Path) -> None:
+    """Put `new` in the place of `folder`. At every instant `folder` or its `.previous` is whole."""
+    previous = _previous(folder)
+    if folder.exists():
+        shutil.rmtree(previous, ignore_errors=True)
+        folder.rename(previous)
+    new.rename(folder)
+    sync(folder.parent)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def _previous(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.previous")

@@ -1,0 +1,78 @@
+"""Files that are whole or absent: every write goes to a sibling first, reaches the disk, then takes its name."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ttepretrain.errors import ResourceError
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+TEMPORARY = ".*.tmp"  # glob of the siblings that a kill leaves behind
+_calls: Counter[str] = Counter()
+
+
+@contextmanager
+def replacing(path: Path, mode: int = 0o644) -> Iterator[Path]:
+    """Path to write to; when the block ends well, that file becomes `path`. A kill leaves the old file or the new one.
+
+    Raises ResourceError when the disk is full.
+    """
+    sibling = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield sibling
+        sibling.chmod(mode)
+        sync(sibling)
+        sibling.replace(path)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        free = shutil.disk_usage(path.parent).free
+        raise ResourceError(f"disk full ({free >> 20} MiB free) while writing {path.name}; free some space") from None
+    finally:
+        sibling.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+def write_atomic(path: Path, content: bytes | str, mode: int = 0o644) -> None:
+    """Write `content` to `path`, with the permissions `mode` from the first byte on."""
+    with replacing(path, mode) as sibling:
+        handle = os.open(sibling, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: Path, document: object) -> None:
+    write_atomic(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
+def sync(path: Path) -> None:
+    """Put a file's bytes, or a folder's names, on the disk for certain."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def crash_point(name: str) -> None:
+    """Kill this process here when TTE_CRASH_AT=name:n says so, at the n-th call. For tests of recovery only."""
+    wanted = os.environ.get("TTE_CRASH_AT")
+    if wanted is None:
+        return
+    _calls[name] += 1
+    if wanted == f"{name}:{_calls[name]}":
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,36 @@
+"""TTEModel: int16 HU in, log hazards out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from ttepretrain.models.config import ModelConfig
+from ttepretrain.models.encoder import Encoder, build_encoder
+from ttepretrain.models.head import PiecewiseExponentialHead
+from ttepretrain.volume.spec import VolumeSpec, Window
+from ttepretrain.volume.windows import apply_windows
+
+
+class TTEModel(nn.Module):
+    def __init__(self, encoder: Encoder, head: PiecewiseExponentialHead, windows: Sequence[Window]):
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+        self.windows = tuple(windows)
+
+    def features(self, volume_BDHW: Tensor) -> Tensor:
+        """[B, F] of volumes in HU (int16, or float after augmentation); windows become channels."""
+        return self.encoder.features(apply_windows(volume_BDHW, self.windows))
+
+    def forward(self, volume_BDHW: Tensor) -> Tensor:
+        """Log hazard per day [B, T, K], fp32."""
+        return self.head(self.features(volume_BDHW))
+
+
+def build_model(config: ModelConfig, spec: VolumeSpec, bias_TK: Tensor, seed: int) -> TTEModel:
+    """Model whose weights are a function of the arguments alone (and of the export named by `config.init`)."""
+    encoder = build_encoder(config, spec.num_channels, seed)
+    head = PiecewiseExponentialHead(encoder.feature_dim, config.head_dim, bias_TK, seed)
+    return TTEModel(encoder, head, spec.windows)

@@ -1,0 +1,97 @@
+"""What a run leaves of its course: metrics.jsonl and progress.png."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ttepretrain.files import write_atomic
+
+SMOOTHING_STEPS = 25  # of the picture's running mean
+
+
+@dataclass(frozen=True)
+class MetricsRow:
+    """A line of metrics.jsonl: a training step, or (loss null) a pass over the tuning split."""
+
+    step: int  # steps done
+    epoch: int
+    position: int  # studies of the epoch consumed
+    loss: float | None  # mean over the cells of the step, all ranks
+    loss_tuning: float | None  # mean over the cells of the tuning split
+    cells: int
+    lr: float | None
+    grad_norm: float | None  # before clipping; null where the step was skipped
+    studies_per_second: float | None
+
+
+class MetricsLog:
+    """Rows of metrics.jsonl, on disk and in memory. A sink that fails is switched off; training goes on."""
+
+    def __init__(self, path: Path, step: int, evaluated_step: int):
+        """Continue the file after `step`: rows of steps that a kill took back are dropped."""
+        self.path = path
+        self.rows: list[MetricsRow] = []
+        if path.exists():
+            rows = [_parse(line) for line in path.read_text().splitlines()]
+            self.rows = [r for r in rows if r and r.step <= (step if r.loss_tuning is None else evaluated_step)]
+            write_atomic(path, "".join(json.dumps(asdict(row)) + "\n" for row in self.rows))
+        self._file = path.open("a", buffering=1)
+
+    def add(self, row: MetricsRow) -> None:
+        self.rows.append(row)
+        self._quietly(lambda: self._file.write(json.dumps(asdict(row)) + "\n"))
+
+    def close(self) -> None:
+        self._quietly(self._file.close)
+
+    def _quietly(self, write: Callable[[], object]) -> None:
+        try:
+            if not self._file.closed:
+                write()
+        except OSError as error:
+            print(f"warning: {self.path.name} is not written any more: {error.strerror}", file=sys.stderr, flush=True)
+            self._file = open("/dev/null", "w")  # noqa: PTH123, SIM115
+
+
+def _parse(line: str) -> MetricsRow | None:
+    try:
+        return MetricsRow(**json.loads(line))
+    except (ValueError, TypeError):  # the line that a kill tore
+        return None
+
+
+def draw_progress(rows: list[MetricsRow], path: Path) -> None:
+    """Picture of loss and tuning loss over steps, the bias table's loss as a line; nothing without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    training = [(row.step, row.loss) for row in rows if row.loss is not None]
+    tuning = [(row.step, row.loss_tuning) for row in rows if row.loss_tuning is not None]
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot(xlabel="step", ylabel="negative log-likelihood per (study, task, bin)")
+    if training:
+        axes.plot(*zip(*training), color="tab:blue", alpha=0.3, linewidth=0.8, label="training, each step")
+        axes.plot(*zip(*_running_mean(training)), color="tab:blue", label="training, running mean")
+    if tuning:
+        axes.plot(*zip(*tuning), color="tab:orange", marker="o", label="tuning")
+    if tuning and tuning[0][0] == 0:
+        axes.axhline(tuning[0][1], color="grey", linestyle="--", label="tuning, bias table alone")
+    axes.legend()
+    temporary = path.with_name(f".{path.name}")
+    figure.savefig(temporary, format="png", dpi=120)
+    temporary.replace(path)
+
+
+def _running_mean(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    recent: deque[float] = deque(maxlen=SMOOTHING_STEPS)
+    means = []
+    for step, loss in points:
+        recent.append(loss)
+        means.append((step, sum(recent) / len(recent)))
+    return means

@@ -1,0 +1,56 @@
+"""What rank 0 tells of a run while it lasts: metrics, picture, progress."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from ttepretrain.training.metrics import MetricsLog, MetricsRow, draw_progress
+from ttepretrain.training.progress import Progress
+
+
+class Telemetry:
+    """Silent unless `active`, so that every rank calls it alike."""
+
+    def __init__(
+        self,
+        folder: Path,
+        active: bool,
+        step: int,
+        evaluated_step: int,
+        last_step: int,
+        epochs: int,
+        batch_size: int,
+        log_seconds: float,
+    ):
+        """Continue what an earlier start of the run has logged up to `step`."""
+        self.folder, self.active = folder, active
+        if active:
+            self.log = MetricsLog(folder / "metrics.jsonl", step, evaluated_step)
+            self.progress = Progress(step, last_step, epochs, batch_size, log_seconds)
+
+    def step(self, row: MetricsRow) -> None:
+        if self.active:
+            row = dataclasses.replace(row, studies_per_second=self.progress.studies_per_second())
+            self.log.add(row)
+            self.progress.step(row)
+
+    def tuning(self, row: MetricsRow) -> None:
+        if self.active:
+            self.log.add(row)
+            draw_progress(self.log.rows, self.folder / "progress.png")
+            self.progress.tuning(row)
+
+    def resume_clock(self) -> None:
+        """The next step's speed counts from now."""
+        if self.active:
+            self.progress.resume_clock()
+
+    def say(self, text: str) -> None:
+        if self.active:
+            self.progress.say(text)
+
+    def close(self) -> None:
+        if self.active:
+            self.log.close()
+            self.progress.close()

@@ -1,0 +1,297 @@
+"""Trainer: the spine of pretraining.
+
+    step 0        tuning loss of the bias table alone (the head's last weight is zero)
+    every step    batch -> augment -> log hazards -> likelihood -> one reduction over ranks -> gradients -> update
+    every epoch   tuning loss; the best so far goes to export/; checkpoint
+    the end       export-last/
+
+B batch, D H W slices rows columns, T bins, K tasks. A step consumes one global batch, whatever the number of ranks.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ttepretrain.batch import Batch
+from ttepretrain.errors import ConfigError, Interrupted, NumericsError
+from ttepretrain.survival.likelihood import nll_sum
+from ttepretrain.tasks import TaskSet
+from ttepretrain.training.checkpoint import CheckpointStore
+from ttepretrain.training.config import TrainConfig
+from ttepretrain.training.distributed import Ranks
+from ttepretrain.training.identity import check_identity
+from ttepretrain.training.optim import apply_gradients, learning_rate, set_learning_rate, start_engine
+from ttepretrain.training.precision import MixedPrecision
+from ttepretrain.training.signals import StopSignals
+from ttepretrain.training.telemetry import MetricsRow, Telemetry
+from ttepretrain.volume.augment import augment
+
+
+@dataclass(frozen=True)
+class Supply:
+    """What a run consumes and leaves behind, handed in: the trainer knows neither cohorts nor files of data."""
+
+    num_train: int  # studies of an epoch
+    train_batches: Callable[[int, int], Iterable[Batch]]  # (epoch, position): this rank's share of what is left of it
+    tuning_batches: Callable[[], Iterable[Batch]]  # this rank's share; all ranks get equally many, some maybe empty
+    write_export: Callable[[Path, nn.Module, dict], None]  # (folder, model, what training says of it)
+    identity: dict[str, object]  # values that decide the weights (identity.py)
+
+
+@dataclass
+class TrainState:
+    """Where a run stands; all of it is in every checkpoint."""
+
+    step: int = 0  # batches consumed, skipped ones included
+    evaluated_step: int = -1  # of the last pass over the tuning split
+    best_loss_tuning: float | None = None
+    best_step: int | None = None
+    bad_steps: int = 0  # skipped, since a loss or gradient was not finite
+
+
+class Trainer:
+    """One run in `folder`: `resume` takes up the newest checkpoint, if any; `run` trains to the last step."""
+
+    def __init__(
+        self,
+        folder: Path,
+        model: nn.Module,
+        tasks: TaskSet,
+        config: TrainConfig,
+        supply: Supply,
+        ranks: Ranks,
+        precision: str,
+        signals: StopSignals,
+    ):
+        if config.batch_size % ranks.world:
+            raise ConfigError(
+                f"train.batch_size must be a multiple of the number of processes; "
+                f"got {config.batch_size} for {ranks.world}"
+            )
+        self.steps_per_epoch = supply.num_train // config.batch_size
+        if self.steps_per_epoch == 0:
+            raise ConfigError(
+                f"train.batch_size must be at most the number of train studies; "
+                f"got {config.batch_size} for {supply.num_train}"
+            )
+        self.total_steps = config.epochs * self.steps_per_epoch
+        self.last_step = min(self.total_steps, config.max_steps or self.total_steps)
+        self.folder, self.config, self.supply, self.ranks, self.signals = folder, config, supply, ranks, signals
+        self.tasks, self.precision = tasks, precision
+        self.edges_days = torch.tensor(tasks.bin_edges_days, dtype=torch.float32, device=ranks.device)
+        self.model = model.to(ranks.device)
+        self.engine = start_engine(
+            MixedPrecision(self.model, precision == "bf16"),
+            ranks, config.zero_stage, config.batch_size, config.weight_decay, config.grad_clip,
+        )  # fmt: skip
+        self.state = TrainState()
+        self.saved_at = time.monotonic()
+        self.store = CheckpointStore(folder / "checkpoints", ranks, config.keep_checkpoints)
+
+    def run(self) -> TrainState:
+        """Train to the last step. Raises Interrupted after the save that a signal asked for, NumericsError."""
+        self.telemetry = Telemetry(
+            self.folder, self.ranks.rank == 0, self.state.step, self.state.evaluated_step, self.last_step,
+            self.config.epochs, self.config.batch_size, self.config.log_seconds,
+        )  # fmt: skip
+        self.telemetry.say(self.where())
+        try:
+            while not self.finished:
+                if self.tuning_due():
+                    self.end_epoch()
+                else:
+                    self.train_epoch()
+        finally:
+            self.telemetry.close()
+        return self.state
+
+    def end_epoch(self) -> None:
+        """Tuning loss, exports, checkpoint. The checkpoint comes last: what it says is done lies on the disk."""
+        self.evaluate()
+        if self.state.step >= self.last_step:
+            self.export("export-last")
+        if self.state.step > 0:
+            self.save()
+        self.telemetry.resume_clock()
+
+    def train_epoch(self) -> None:
+        """From the position in the epoch to its end, or to the last step."""
+        epoch, position = self.place()
+        for batch in self.supply.train_batches(epoch, position):
+            row, stop, save = self.train_step(batch)
+            self.telemetry.step(row)
+            if stop:
+                self.stop()
+            if save and not self.tuning_due():  # the end of the epoch saves anyway
+                self.save()
+                self.telemetry.resume_clock()
+            if self.state.step >= self.last_step:
+                return
+
+    def train_step(self, batch: Batch) -> tuple[MetricsRow, bool, bool]:
+        """One update from one global batch: its metrics, whether to stop, whether a checkpoint is due."""
+        config, step = self.config, self.state.step
+        epoch, position = self.place()
+        seeds_B = augmentation_seeds(config.seed, epoch, batch.study_rank_B)
+        batch = batch.to(self.ranks.device)
+        hu_BDHW = augment(batch.volume_BDHW, seeds_B) if config.augment else batch.volume_BDHW
+
+        self.engine.train()
+        log_hazard_BTK = self.engine(hu_BDHW)
+        nll, cells = self.nll_sum(log_hazard_BTK, batch)
+        # One reduction a step carries everything that all ranks must agree on.
+        nll_all, cells_all, stop, save = self.ranks.sum(
+            nll.detach(), cells, self.signals.requested, self.checkpoint_due()
+        )
+        loss = nll_all / max(cells_all, 1)
+
+        # DeepSpeed averages gradients over ranks: times world it is the gradient of `loss`. A loss that is not finite
+        # on one rank makes every gradient NaN, so that the same guard skips the step on all ranks.
+        scale = self.ranks.world / max(cells_all, 1) if math.isfinite(loss) else math.nan
+        rate = learning_rate(step, self.total_steps, config.warmup_fraction, config.lr)
+        set_learning_rate(self.engine, rate)
+        self.engine.backward(nll * scale)
+        grad_norm = apply_gradients(self.engine, config.grad_clip)
+        if grad_norm is None:
+            self.count_bad_step(loss)
+
+        self.state.step += 1
+        epoch, position = self.place()
+        row = MetricsRow(
+            step=self.state.step, epoch=epoch, position=position, cells=int(cells_all), lr=rate, grad_norm=grad_norm,
+            loss=loss if math.isfinite(loss) else None, loss_tuning=None, studies_per_second=None,
+        )  # fmt: skip
+        return row, stop > 0, save > 0
+
+    @torch.no_grad()
+    def evaluate(self) -> None:
+        """Loss over the whole tuning split, without augmentation; the best so far is exported."""
+        self.engine.eval()
+        total_nll = total_cells = 0.0
+        for batch in self.supply.tuning_batches():
+            batch = batch.to(self.ranks.device)
+            nll, cells = self.nll_sum(self.engine(batch.volume_BDHW), batch)
+            nll, cells, stop = self.ranks.sum(nll, cells, self.signals.requested)
+            total_nll, total_cells = total_nll + nll, total_cells + cells
+            if stop:
+                self.stop()
+        loss = total_nll / max(total_cells, 1)
+
+        state = self.state
+        state.evaluated_step = state.step
+        epoch, position = self.place()
+        self.telemetry.tuning(
+            MetricsRow(
+                step=state.step, epoch=epoch, position=position, cells=int(total_cells), lr=None, grad_norm=None,
+                loss=None, loss_tuning=loss if math.isfinite(loss) else None, studies_per_second=None,
+            )
+        )  # fmt: skip
+        best = math.inf if state.best_loss_tuning is None else state.best_loss_tuning
+        if state.step > 0 and loss < best:  # step 0 is the reference, not a candidate; NaN is less than nothing
+            state.best_loss_tuning, state.best_step = loss, state.step
+            self.export("export")
+
+    def nll_sum(self, log_hazard_BTK: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        return nll_sum(log_hazard_BTK, batch, self.edges_days, self.tasks.blackout_days, self.tasks.recurrence)
+
+    def place(self) -> tuple[int, int]:
+        """(epoch, position in studies) of the next batch."""
+        epoch, steps = divmod(self.state.step, self.steps_per_epoch)
+        return epoch, steps * self.config.batch_size
+
+    def tuning_due(self) -> bool:
+        step = self.state.step
+        at_end = step % self.steps_per_epoch == 0 or step == self.last_step
+        return at_end and self.state.evaluated_step != step
+
+    def checkpoint_due(self) -> bool:
+        """Rank 0's clock decides; the others learn of it by the step's reduction."""
+        return self.ranks.rank == 0 and time.monotonic() - self.saved_at >= 60 * self.config.checkpoint_minutes
+
+    @property
+    def finished(self) -> bool:
+        return self.state.step >= self.last_step and not self.tuning_due()
+
+    def count_bad_step(self, loss: float) -> None:
+        self.state.bad_steps += 1
+        epoch, position = self.place()
+        what = "gradient" if math.isfinite(loss) else "loss"
+        where = f"epoch {epoch}, studies {position} to {position + self.config.batch_size}"
+        self.telemetry.say(f"warning: {what} is not finite; step {self.state.step} is skipped ({where})")
+        if self.state.bad_steps > self.config.max_bad_steps:
+            raise NumericsError(
+                f"{self.state.bad_steps} steps had a {what} that is not finite (train.max_bad_steps="
+                f"{self.config.max_bad_steps}); the last checkpoint is from before. Lower train.lr, or look at the "
+                f"studies of {where}"
+            )
+
+    def resume(self) -> None:
+        """Continue from the newest intact checkpoint, if there is one."""
+        found = self.store.newest()
+        if found is None:
+            return
+        path, saved = found
+        check_identity(saved["identity"], self.supply.identity, self.config.allow_change or [])
+        self.store.restore(path, saved, self.engine)
+        self.state = TrainState(**saved["train"])
+
+    def where(self) -> str:
+        if self.finished:
+            return f"already finished at step {self.state.step}; nothing to do"
+        start = f"going on after step {self.state.step}" if self.state.step else "starting"
+        return (
+            f"{start}: {self.last_step} steps of {self.config.batch_size} studies, {self.precision}, "
+            f"{self.ranks.world} process(es) on {self.ranks.device.type}, ZeRO stage {self.config.zero_stage}"
+        )
+
+    def save(self) -> None:
+        epoch, position = self.place()
+        document = {
+            "train": asdict(self.state),
+            "epoch": epoch,
+            "position": position,
+            "world": self.ranks.world,
+            "zero_stage": self.config.zero_stage,
+            "identity": self.supply.identity,
+        }
+        self.store.save(self.engine, self.state.step, document)
+        self.saved_at = time.monotonic()
+
+    def stop(self) -> None:
+        self.save()
+        raise Interrupted(f"stopped after step {self.state.step}, which is saved; run the same command again to go on")
+
+    def export(self, name: str) -> None:
+        """Write the weights of this moment to the folder's `name`."""
+        said = {
+            "step": self.state.step,
+            "epoch": self.place()[0],
+            "best_loss_tuning": self.state.best_loss_tuning,
+            "precision": self.precision,
+        }
+        with gathered(self.engine, self.model):
+            self.ranks.first(lambda: self.supply.write_export(self.folder / name, self.model, said))
+
+
+def gathered(engine, model: nn.Module):
+    """Context in which every rank sees whole weights (ZeRO 3 keeps a slice each)."""
+    if engine.zero_optimization_stage() < 3:
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(list(model.parameters()))
+
+
+def augmentation_seeds(seed: int, epoch: int, study_rank_B: Tensor) -> Tensor:
+    """int64 [B]: a function of (run seed, epoch, study) alone."""
+    words = [np.random.SeedSequence([seed, epoch, rank]).generate_state(1, np.uint64) for rank in study_rank_B.tolist()]
+    return torch.from_numpy((np.concatenate(words) >> np.uint64(1)).astype(np.int64))

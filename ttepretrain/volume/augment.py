@@ -1,0 +1,68 @@
+"""Random views of a batch on its own device. Axes: B batch, D H W slices rows columns (superior, anterior, right).
+
+No mirroring: the body's sides differ, and so does what befalls them. Rotation is about the body's long axis, so that it
+needs no spacing as long as rows and columns have the same; the long axis is shifted and scaled.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+ROTATION_DEGREES = 10.0  # all limits are of uniform draws around no change
+SCALE = 0.08
+SHIFT = 0.05  # of the grid's extent, per axis
+CONTRAST = 0.03  # about air: scanners and tube voltages differ
+OFFSET_HU = 10.0
+NOISE_HU = 20.0  # largest standard deviation
+AIR_HU = -1000.0
+
+
+def augment(hu_BDHW: Tensor, seeds_B: Tensor) -> Tensor:
+    """float32 batch of the same shape; each study's view is a function of its int64 seed alone, whoever is beside it.
+
+    Reads the seeds on the CPU: on a GPU that waits for the device once. The noise differs between kinds of device.
+    """
+    seeds = seeds_B.tolist()
+    draws = [torch.rand(8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in seeds]
+    draws_8B = (torch.stack(draws, dim=1) * 2 - 1).float().to(hu_BDHW.device)
+    turn_B, scale_B, *shift_3B, contrast_B, offset_B, noise_B = draws_8B
+    scale_B = 1 + SCALE * scale_B
+
+    out_BDHW = _along_D(hu_BDHW.float(), scale_B, SHIFT * shift_3B[0])
+    out_BDHW = _in_plane(out_BDHW, math.radians(ROTATION_DEGREES) * turn_B, scale_B, *(SHIFT * s for s in shift_3B[1:]))
+    per_study = (-1, 1, 1, 1)
+    gain_B = 1 + CONTRAST * contrast_B
+    bias_B = OFFSET_HU * offset_B + AIR_HU * (1 - gain_B)
+    out_BDHW = torch.addcmul(bias_B.view(per_study), out_BDHW, gain_B.view(per_study))
+    for hu_DHW, seed, noise in zip(out_BDHW, seeds, noise_B):
+        generator = torch.Generator(hu_DHW.device).manual_seed(seed)
+        hu_DHW.addcmul_(torch.randn(hu_DHW.shape, generator=generator, device=hu_DHW.device), NOISE_HU * noise)
+    return out_BDHW
+
+
+def _along_D(hu_BDHW: Tensor, scale_B: Tensor, shift_B: Tensor) -> Tensor:
+    """Shifted and scaled along D by linear interpolation, one [D, D] matrix a study; the ends are repeated."""
+    size = hu_BDHW.shape[1]
+    index_D = torch.arange(size, device=hu_BDHW.device, dtype=torch.float32)
+    centre = (size - 1) / 2
+    read_BD = centre + (index_D - centre) / scale_B[:, None] + shift_B[:, None] * size
+    read_BD = read_BD.clamp(0, size - 1)
+    weight_BDD = (1 - (read_BD[:, :, None] - index_D).abs()).clamp_(min=0)
+    return (weight_BDD @ hu_BDHW.flatten(2)).view_as(hu_BDHW)
+
+
+def _in_plane(hu_BDHW: Tensor, turn_B: Tensor, scale_B: Tensor, shift_H_B: Tensor, shift_W_B: Tensor) -> Tensor:
+    """Turned, scaled and shifted within H W: D rides along as channels, which is what makes it cheap."""
+    height, width = hu_BDHW.shape[2:]
+    cosine_B, sine_B = turn_B.cos() / scale_B, turn_B.sin() / scale_B
+    # affine_grid counts in half extents, W first: the aspect keeps a turn a turn on a grid that is not square
+    aspect = height / width
+    theta_B23 = torch.stack(
+        [cosine_B, -sine_B * aspect, 2 * shift_W_B, sine_B / aspect, cosine_B, 2 * shift_H_B], dim=1
+    ).view(-1, 2, 3)
+    grid_BHW2 = functional.affine_grid(theta_B23, hu_BDHW.shape, align_corners=False)
+    return functional.grid_sample(hu_BDHW, grid_BHW2, mode="bilinear", padding_mode="border", align_corners=False)

@@ -1,0 +1,123 @@
+"""Reason codes of refused studies, flags of repaired ones, and the checks that all formats share."""
+
+from __future__ import annotations
+
+import math
+from enum import StrEnum
+
+import numpy as np
+
+from ttepretrain.errors import BadStudy
+
+
+class Reason(StrEnum):
+    """Why one study is refused; part of the interface (quarantine.parquet, the CLI)."""
+
+    # the file
+    NOT_FOUND = "NOT_FOUND"
+    PERMISSION = "PERMISSION"
+    UNREADABLE = "UNREADABLE"  # there, but no scan can be got out of it
+    TRUNCATED = "TRUNCATED"
+    CRC = "CRC"  # the compressed stream does not match its checksum
+    TOO_LARGE = "TOO_LARGE"  # would take more memory than any CT: refused before allocating
+    NOT_NIFTI = "NOT_NIFTI"
+    NOT_DICOM = "NOT_DICOM"
+    NOT_IMAGE = "NOT_IMAGE"  # DICOM, but without pictures: reports, directories
+    UNSUPPORTED_SYNTAX = "UNSUPPORTED_SYNTAX"
+    UNSUPPORTED_DTYPE = "UNSUPPORTED_DTYPE"
+    UNSUPPORTED_MULTIFRAME = "UNSUPPORTED_MULTIFRAME"
+    # what it shows
+    NOT_CT = "NOT_CT"
+    LOCALIZER = "LOCALIZER"
+    BURNED_IN = "BURNED_IN"  # text burned into the pixels: identifiers, and not HU
+    IDENTITY_CONFLICT = "IDENTITY_CONFLICT"
+    # geometry
+    BAD_SHAPE = "BAD_SHAPE"
+    BAD_SPACING = "BAD_SPACING"
+    BAD_AFFINE = "BAD_AFFINE"
+    TOO_FEW_SLICES = "TOO_FEW_SLICES"
+    MISSING_SLICE = "MISSING_SLICE"
+    DUPLICATE_SLICE = "DUPLICATE_SLICE"  # one position, two different pictures
+    MIXED_GEOMETRY = "MIXED_GEOMETRY"  # slices of one series differ in matrix, spacing or orientation
+    # values
+    BAD_SCALING = "BAD_SCALING"
+    NAN_VOXELS = "NAN_VOXELS"
+    CONSTANT = "CONSTANT"
+    NOT_HU = "NOT_HU"
+
+
+class Flag(StrEnum):
+    """What was repaired or noticed in a study that is kept."""
+
+    DUPLICATE_DROPPED = "duplicate_dropped"
+    GANTRY_TILT = "gantry_tilt"  # slices are sheared against each other; the affine carries it
+    UNEVEN_SPACING = "uneven_spacing"  # interpolated onto an even grid along the slice direction
+    IMAGES_SKIPPED = "images_skipped"  # localizers, screens and other pictures in the same folder
+    OTHER_SERIES = "other_series"  # further CT series in the folder were not read
+    LOSSY = "lossy"
+    NAN_TO_AIR = "nan_to_air"
+    AFFINES_DISAGREE = "affines_disagree"  # NIfTI sform and qform; the sform counts
+
+
+AIR_HU = -1024
+MIN_SLICES = 3
+MAX_AXIS = 8192  # voxels
+MAX_VOXELS = 2**30  # 1,024 slices of 1,024 x 1,024
+SPACING_RANGE_MM = (0.1, 10.0)
+MAX_ANISOTROPY = 20.0
+MAX_SHEAR_DEGREES = 45.0
+MAX_NAN_FRACTION = 0.01
+
+
+def check_shape(shape_DHW: tuple[int, int, int]) -> None:
+    """BadStudy unless the shape is that of a CT volume; looks at no voxel, so it comes before any allocation."""
+    if min(shape_DHW) < 1 or max(shape_DHW) > MAX_AXIS:
+        raise BadStudy(Reason.BAD_SHAPE, f"an axis is outside 1..{MAX_AXIS} voxels")
+    if math.prod(shape_DHW) > MAX_VOXELS:
+        raise BadStudy(Reason.TOO_LARGE, f"{math.prod(shape_DHW)} voxels, limit {MAX_VOXELS}")
+    if min(shape_DHW) < MIN_SLICES:
+        raise BadStudy(Reason.TOO_FEW_SLICES, f"{min(shape_DHW)} slices, at least {MIN_SLICES} make a volume")
+
+
+def check_affine(affine: np.ndarray) -> tuple[Flag, ...]:
+    """Flags of a usable index -> mm map; BadStudy for one that is singular, absurdly spaced or sheared too far."""
+    if not np.isfinite(affine).all():
+        raise BadStudy(Reason.BAD_AFFINE, "NaN or infinity")
+    spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
+    if spacing_mm.min() == 0:
+        raise BadStudy(Reason.BAD_AFFINE, "an axis has no direction")
+    low, high = SPACING_RANGE_MM
+    if spacing_mm.min() < low or spacing_mm.max() > high or spacing_mm.max() > MAX_ANISOTROPY * spacing_mm.min():
+        shown = " x ".join(f"{s:.4g}" for s in spacing_mm)
+        raise BadStudy(Reason.BAD_SPACING, f"{shown} mm; allowed {low}..{high} mm, ratio up to {MAX_ANISOTROPY:g}")
+    directions = affine[:3, :3] / spacing_mm
+    cosines = np.abs(directions.T @ directions - np.eye(3))
+    if cosines.max() > math.sin(math.radians(MAX_SHEAR_DEGREES)) or abs(np.linalg.det(directions)) < 0.5:
+        raise BadStudy(Reason.BAD_AFFINE, f"axes are sheared by more than {MAX_SHEAR_DEGREES:g} degrees")
+    return (Flag.GANTRY_TILT,) if cosines.max() > math.sin(math.radians(0.5)) else ()
+
+
+def check_scaling(slope: float, intercept: float) -> None:
+    """BadStudy unless stored values can become HU. Zero and NaN never mean `unscaled`: they are damage too often."""
+    if not (math.isfinite(slope) and math.isfinite(intercept)):
+        raise BadStudy(Reason.BAD_SCALING, "slope or intercept is NaN or infinite")
+    if not 1e-6 <= slope <= 1e3 or abs(intercept) > 1e5:
+        raise BadStudy(Reason.BAD_SCALING, f"slope {slope:g}, intercept {intercept:g}")
+
+
+def check_hu(hu_DHW: np.ndarray) -> None:
+    """BadStudy unless the values look like HU: some air or lung, some soft tissue, nothing beyond what CT can store.
+
+    Where a file does not say its modality, MR and unscaled CT look alike (no air below -300): both are NOT_HU.
+    """
+    lowest, highest = float(hu_DHW.min()), float(hu_DHW.max())
+    if lowest == highest:
+        raise BadStudy(Reason.CONSTANT, f"every voxel is {lowest:g}")
+    if lowest < -32768 or highest > 65535:
+        raise BadStudy(Reason.NOT_HU, f"values from {lowest:g} to {highest:g}")
+    step = max(1, math.ceil((hu_DHW.size / 500_000) ** (1 / 3)))
+    sample = hu_DHW[step // 2 :: step, step // 2 :: step, step // 2 :: step]
+    air = float((sample < -300).mean())
+    tissue = float(((sample > -200) & (sample < 300)).mean())
+    if air < 0.001 or tissue < 0.01:
+        raise BadStudy(Reason.NOT_HU, f"{air:.1%} of voxels below -300 HU, {tissue:.1%} soft tissue")

@@ -1,0 +1,94 @@
+"""The one path from a scan on disk to the volume a network sees: pretraining, evaluation, probes and the command line.
+
+read -> plausible HU? -> nearest axes to RAS+ -> clip -> centre of the body -> resample -> round
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ttepretrain.errors import BadStudy
+from ttepretrain.volume.checks import Reason, check_hu
+from ttepretrain.volume.image import CTImage, to_ras
+from ttepretrain.volume.resample import FWHM_PER_SIGMA, resample, separable
+from ttepretrain.volume.source import declared_os_errors, is_nifti, source_hash
+from ttepretrain.volume.spec import VolumeSpec
+
+# The body is looked for on cells of this size: large enough that the mean over a couch or a tube is air.
+BODY_CELL_MM = 12.0
+BODY_HU = -350.0
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A study on the spec's grid."""
+
+    hu_DHW: np.ndarray  # int16, spec.shape_DHW
+    affine: np.ndarray  # 4 x 4 float64: index D H W -> RAS+ mm of the scanner
+    flags: tuple[str, ...]  # repairs, see checks.Flag
+    acquisition: dict[str, str | float | bool | None]
+    source_spacing_mm: tuple[float, float, float]  # D H W, after turning to RAS+
+    source_hash: str
+
+
+def preprocess_ct(path: Path, spec: VolumeSpec) -> Volume:
+    """The scan at `path` (DICOM folder or file, .nii, .nii.gz) on the spec's grid; BadStudy when it is refused."""
+    path = Path(path)
+    content = source_hash(path)
+    image = to_ras(read_ct(path))
+    hu_DHW, affine = to_grid(image, spec)
+    return Volume(hu_DHW, affine, tuple(map(str, image.flags)), image.acquisition, image.spacing_mm, content)
+
+
+def read_ct(path: Path) -> CTImage:
+    """The scan at `path` in HU on its own grid, checked to look like CT."""
+    with declared_os_errors():
+        if is_nifti(path):
+            from ttepretrain.volume.nifti import read_nifti
+
+            image = read_nifti(path)
+        else:
+            from ttepretrain.volume.dicom import read_dicom
+
+            image = read_dicom(path)
+    check_hu(image.hu_DHW)
+    return image
+
+
+def to_grid(image: CTImage, spec: VolumeSpec) -> tuple[np.ndarray, np.ndarray]:
+    """int16 HU on the spec's grid centred on the body, and the grid's affine; `image` runs along RAS+."""
+    air, highest = spec.hu_range
+    # Clipped before filtering, so that metal and padding below air do not bleed into their neighbours.
+    clipped_DHW = np.clip(image.hu_DHW, air, highest).astype(np.float32, order="C")
+    above_air_DHW = torch.from_numpy(clipped_DHW).sub_(float(air))
+
+    centre_mm = image.affine[:3] @ [*_body_centre(above_air_DHW, image.spacing_mm, BODY_HU - air), 1.0]
+    grid_affine = np.eye(4)
+    grid_affine[:3, :3] = np.diag(spec.spacing_mm)[::-1]  # D steps along z, H along y, W along x
+    grid_affine[:3, 3] = centre_mm - grid_affine[:3, :3] @ ((np.array(spec.shape_DHW) - 1) / 2)
+
+    out_DHW = resample(above_air_DHW, image.affine, grid_affine, spec.shape_DHW)
+    return out_DHW.add_(float(air)).round_().to(torch.int16).numpy(), grid_affine
+
+
+def _body_centre(x_DHW: Tensor, spacing_mm: tuple[float, float, float], threshold: float) -> list[float]:
+    """Index of the body's middle: halfway between the 1 % and 99 % quantiles of its cells along each axis."""
+    cells = [max(1, round(size * mm / BODY_CELL_MM)) for size, mm in zip(x_DHW.shape, spacing_mm)]
+    step = np.array(x_DHW.shape) / cells  # voxels per cell
+    positions = [(np.arange(n) + 0.5) * s - 0.5 for n, s in zip(cells, step)]
+    sigma = np.sqrt(np.maximum(step**2 - 1.0, 0.0)) / FWHM_PER_SIGMA
+    body_DHW = separable(x_DHW, positions, sigma) > threshold
+    if not body_DHW.any():
+        raise BadStudy(Reason.NOT_HU, f"nothing as large as a body above {BODY_HU:g} HU")
+    middle = []
+    for axis in range(3):
+        share = body_DHW.sum(dim=[other for other in range(3) if other != axis]).double().cumsum(0)
+        edges = np.concatenate([[0.0], (share / share[-1]).numpy()])
+        low, high = np.interp([0.01, 0.99], edges, np.arange(len(edges)) * step[axis])
+        middle.append(float((low + high) / 2 - 0.5))
+    return middle

@@ -1,0 +1,119 @@
+"""From the slices of a DICOM series to one ordered stack: order, spacing, affine. No pixels here.
+
+DICOM's patient axes are LPS; the affine that leaves this file is RAS+.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ttepretrain.errors import BadStudy
+from ttepretrain.volume.checks import MIN_SLICES, SPACING_RANGE_MM, Flag, Reason
+
+SAME_POSITION_MM = 0.01
+EVEN_MM = 0.1  # headers round positions to tenths
+EVEN_FRACTION = 0.05  # of the step
+SHIFT_MM = 0.5  # sideways departure of a slice from the line of its neighbours
+RUN_GAPS = 4  # wider steps side by side that count as a protocol's own spacing rather than as holes
+FINEST_STEP_MM = 0.5  # of the even grid that uneven slices are interpolated onto
+
+
+@dataclass(frozen=True)
+class SliceHeader:
+    """Where one CT image lies and how its values are scaled."""
+
+    file: Path
+    instance_uid: str  # breaks ties of order; never shown
+    shape_HW: tuple[int, int]
+    spacing_HW_mm: tuple[float, float]
+    direction_WH: np.ndarray  # [2, 3] LPS: along a row, along a column
+    position: np.ndarray  # [3] LPS mm, centre of the first pixel
+    slope: float
+    intercept: float
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Slices in order along their normal; `places` groups those at one position."""
+
+    places: list[list[SliceHeader]]
+    offsets_mm: np.ndarray  # of each place along the normal, from the first
+    affine: np.ndarray  # 4 x 4: index D H W -> RAS+ mm, D on the even grid of `grid_mm`
+    grid_mm: np.ndarray  # offsets of the even grid; equal to offsets_mm up to rounding unless flagged uneven
+    flags: tuple[Flag, ...]
+
+
+def arrange(slices: list[SliceHeader]) -> Stack:
+    """The slices of one series as a stack; BadStudy when they do not make one volume."""
+    first = slices[0]
+    if any(s.shape_HW != first.shape_HW for s in slices):
+        raise BadStudy(Reason.MIXED_GEOMETRY, "slices of different matrix size")
+    if not all(np.allclose(s.spacing_HW_mm, first.spacing_HW_mm, rtol=1e-3, atol=0) for s in slices):
+        raise BadStudy(Reason.MIXED_GEOMETRY, "slices of different pixel spacing")
+    if not all(np.allclose(s.direction_WH, first.direction_WH, rtol=0, atol=1e-3) for s in slices):
+        raise BadStudy(Reason.MIXED_GEOMETRY, "slices of different orientation")
+    along_W, along_H = first.direction_WH
+    if not np.allclose(first.direction_WH @ first.direction_WH.T, np.eye(2), rtol=0, atol=1e-2):
+        raise BadStudy(Reason.BAD_AFFINE, "row and column directions are not perpendicular unit vectors")
+
+    normal = np.cross(along_W, along_H)
+    slices = sorted(slices, key=lambda s: (float(s.position @ normal), s.instance_uid))
+    places = [[slices[0]]]
+    for header in slices[1:]:
+        near = header.position @ normal - places[-1][0].position @ normal <= SAME_POSITION_MM
+        places[-1].append(header) if near else places.append([header])
+    if len(places) < MIN_SLICES:
+        raise BadStudy(Reason.TOO_FEW_SLICES, f"{len(places)} slice positions, at least {MIN_SLICES} make a volume")
+
+    positions = np.array([place[0].position for place in places])
+    offsets_mm = (positions - positions[0]) @ normal
+    line = (positions[-1] - positions[0]) / offsets_mm[-1]  # mm moved per mm along the normal; leans under gantry tilt
+    if np.linalg.norm(positions - positions[0] - offsets_mm[:, None] * line, axis=1).max() > SHIFT_MM:
+        raise BadStudy(Reason.MIXED_GEOMETRY, "slices are shifted sideways against each other")
+    grid_mm, flags = _even_grid(offsets_mm)
+
+    affine = np.eye(4)
+    affine[:3, 0] = line * (grid_mm[1] - grid_mm[0])
+    affine[:3, 1] = along_H * first.spacing_HW_mm[0]
+    affine[:3, 2] = along_W * first.spacing_HW_mm[1]
+    affine[:3, 3] = positions[0]
+    affine[:2] *= -1.0  # LPS -> RAS
+    return Stack(places, offsets_mm, affine, grid_mm, flags)
+
+
+def _even_grid(offsets_mm: np.ndarray) -> tuple[np.ndarray, tuple[Flag, ...]]:
+    """An even grid over the offsets: theirs when they are even, else one with the smallest step; refuses a gap.
+
+    2 2 2 2 2 2  even        2 2 4 4 4 4  runs: interpolated, flagged        2 2 4 2 2 2  a slice is missing
+    """
+    count, extent = len(offsets_mm), offsets_mm[-1]
+    step = extent / (count - 1)
+    even_mm = np.arange(count) * step
+    if np.abs(offsets_mm - even_mm).max() <= max(EVEN_MM, EVEN_FRACTION * step):
+        return even_mm, ()
+    gaps = np.diff(offsets_mm)
+    if gaps.max() > SPACING_RANGE_MM[1]:
+        raise BadStudy(Reason.MISSING_SLICE, f"a gap of {gaps.max():.1f} mm between slices")
+    for i in range(len(gaps)):
+        if _is_hole(gaps, i):
+            raise BadStudy(Reason.MISSING_SLICE, f"an isolated gap of {gaps[i]:.2f} mm between slices")
+    step = max(gaps.min(), FINEST_STEP_MM)
+    return np.arange(int(extent / step + 1e-6) + 1) * step, (Flag.UNEVEN_SPACING,)
+
+
+def _is_hole(gaps: np.ndarray, i: int) -> bool:
+    """Whether gap i is about n >= 2 times the local step, and too few alike lie side by side to be a run of slices."""
+    around = np.concatenate([gaps[max(0, i - 3) : i], gaps[i + 1 : i + 4]])
+    times = gaps[i] / np.median(around)
+    if times < 1.8 or abs(times - round(times)) > 0.1 * times:
+        return False
+    alike = np.abs(gaps - gaps[i]) <= max(EVEN_MM, EVEN_FRACTION * gaps[i])
+    start, stop = i, i + 1
+    while start > 0 and alike[start - 1]:
+        start -= 1
+    while stop < len(gaps) and alike[stop]:
+        stop += 1
+    return stop - start < RUN_GAPS

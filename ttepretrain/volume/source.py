@@ -1,0 +1,60 @@
+"""The files behind one study's image path, and the hash of their bytes. No torch here."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ttepretrain.errors import BadStudy
+from ttepretrain.volume.checks import Reason
+
+MAX_FILES = 20_000  # more in one folder is an archive, not a study
+
+
+def is_nifti(path: Path) -> bool:
+    return path.name.lower().endswith((".nii", ".nii.gz"))
+
+
+def source_files(path: Path) -> list[Path]:
+    """The file itself for NIfTI; else every file of the DICOM folder, or of the folder a DICOM file lies in."""
+    if is_nifti(path) and not path.is_dir():
+        return [path]
+    candidates = path.rglob("*") if path.is_dir() else path.parent.iterdir() if path.exists() else [path]
+    files = []
+    for candidate in candidates:
+        if candidate.is_file() or candidate == path:
+            files.append(candidate)
+        if len(files) > MAX_FILES:
+            raise BadStudy(Reason.TOO_LARGE, f"more than {MAX_FILES} files in one folder")
+    return sorted(files)
+
+
+def source_hash(path: Path) -> str:
+    """Hash of the bytes of all source files; the same for other file names and another order."""
+    with declared_os_errors():
+        digests = []
+        for file in source_files(path):
+            with file.open("rb") as handle:
+                digests.append(hashlib.file_digest(handle, hashlib.blake2b).digest())
+        return hashlib.blake2b(b"".join(sorted(digests)), digest_size=16).hexdigest()
+
+
+@contextmanager
+def declared_os_errors() -> Iterator[None]:
+    """BadStudy for what stays wrong with a file; EIO, ESTALE and their like pass, since trying again may help."""
+    try:
+        yield
+    except PermissionError:
+        raise BadStudy(Reason.PERMISSION, "the file may not be read") from None
+    except FileNotFoundError:
+        raise BadStudy(Reason.NOT_FOUND, "no such file or folder") from None
+    except IsADirectoryError:
+        raise BadStudy(Reason.UNREADABLE, "a folder where a file should be") from None
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EINVAL):
+            raise BadStudy(Reason.UNREADABLE, os.strerror(error.errno)) from None
+        raise
