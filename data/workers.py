@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,33 +54,30 @@ class WorkerDied:
 def ray_session(num_cpus: int | None = None) -> Iterator[None]:
     """Ray for the block: on this machine's loopback with `num_cpus` workers (None: all cores).
 
-    With RAY_ADDRESS in the environment the session joins that cluster instead and leaves it running.
+    With RAY_ADDRESS in the environment the session joins that cluster instead and leaves it running; the cluster and
+    this process then need the same RAY_AUTH_TOKEN.
     """
     pythonpath = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
-    joins_cluster = bool(os.environ.get("RAY_ADDRESS"))
-    loopback = {} if joins_cluster else LOOPBACK_ENVIRONMENT
-    with _environment(WORKER_ENVIRONMENT | loopback | {"PYTHONPATH": pythonpath}):
+    cluster = os.environ.get("RAY_ADDRESS", "")
+    loopback = not cluster or cluster.startswith("127.")
+    variables = WORKER_ENVIRONMENT | {"PYTHONPATH": pythonpath} | (LOOPBACK_ENVIRONMENT if loopback else {})
+    with _environment(variables), nullcontext() if cluster else _session_folder() as folder:
         import ray
 
-        if joins_cluster:
-            ray.init(log_to_driver=False, configure_logging=False)
-            with _closing(ray):
-                yield
-            return
-        with _session_folder() as folder:
-            ray.init(
-                address="local",
-                num_cpus=num_cpus or len(os.sched_getaffinity(0)),
-                num_gpus=0,
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                log_to_driver=False,
-                configure_logging=False,
-                _node_ip_address="127.0.0.1",
-                _temp_dir=str(folder),
-            )
-            with _closing(ray):
-                yield
+        local = {
+            "address": "local",
+            "num_cpus": num_cpus or len(os.sched_getaffinity(0)),
+            "num_gpus": 0,
+            "include_dashboard": False,
+            "object_store_memory": OBJECT_STORE_BYTES,
+            "_node_ip_address": "127.0.0.1",
+            "_temp_dir": str(folder),
+        }
+        ray.init(log_to_driver=False, configure_logging=False, **({} if cluster else local))
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 def map_bounded(
@@ -134,14 +131,6 @@ def map_bounded(
 
 def _apply(function: Callable[[Any], Any], item: Any) -> Any:
     return function(item)
-
-
-@contextmanager
-def _closing(ray) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 @contextmanager

@@ -12,17 +12,17 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 
 from ehr.bins import bin_edges, risk_set, task_table
-from ehr.codes import CodeIndex, index_codes, phenotype_codes
+from ehr.codes import CodeIndex, index_codes
 from ehr.config import EhrConfig
 from ehr.followup import fixed_end_us
-from ehr.labels import Rules, ShardLabels, count_shard, label_shard
+from ehr.labels import ShardCounts, ShardLabels, count_shard, label_shard
 from ehr.ontology import read_ontology
-from ehr.phenotypes import Phenotype, phenotype_rows, read_phenotypes, rule_table
+from ehr.phenotypes import Phenotype, match_codes, phenotype_rows, read_phenotypes, rule_table
 from ehr.schema import ADMISSION, BIRTH, COVARIATES, DAY_US, DEATH, DISCHARGE, LABELS, PHENOTYPES, SEX
+from ehr.shard import Rules
 from ehr.sources.meds import MedsSource
 from ehr.survey import plan_shards, survey_file, surveyed
 from ehr.tasks import choose_tasks, entropy_score, parent_prevalence
@@ -66,24 +66,12 @@ def build_labels(
 
     referred = [*(config.exclude or []), *(code for p in phenotypes.values() for code in p.codes if code[-1] != "*")]
     index = index_codes(survey.codes, read_ontology(Path(ehr_folder), ontology_folder), referred)
-    codes_of, unmatched = phenotype_codes(phenotypes, index)
-    rules = Rules(
-        source=source,
-        names=index.names,
-        closure=index.closure,
-        birth=index.number(BIRTH),
-        death=index.number(DEATH),
-        sexes=_sexes(index.names),
-        admissions=index.starting_with(ADMISSION),
-        discharges=index.starting_with(DISCHARGE),
-        blackout_us=round(config.blackout_days * DAY_US),
-        fixed_end_us=fixed_end_us(config, survey.latest_us),
-        incident=config.recurrence == "incident",
-        phenotypes=rule_table(phenotypes, codes_of),
-    )
+    matched = {name: match_codes(phenotype.codes, index) for name, phenotype in phenotypes.items()}
+    codes_of = {name: codes for name, (codes, _) in matched.items()}
+    rules = _rules(source, index, rule_table(phenotypes, codes_of), survey.latest_us, config)
     shards = plan_shards(survey.subjects, studies.select("study", "subject_id", "index", "index_last", "train"))
     counted = map_shards(partial(count_shard, rules=rules), shards)
-    candidates = _candidates(index, [frame for frame, _ in counted], _train_subjects(studies, survey.subjects))
+    candidates = _candidates(index, counted, _train_subjects(studies, survey.subjects))
     excluded = index.above_and_below(_excluded(index, phenotypes, codes_of, config))
     chosen, task_counts = choose_tasks(candidates, excluded, rules.death, config)
     parts = map_shards(partial(label_shard, rules=rules, tasks=_descendants(chosen, index)), shards)
@@ -91,7 +79,10 @@ def build_labels(
     labels, covariates, outcome = _assembled(parts, studies)
     if not len(labels):
         raise BadDataError("no study has follow-up after its blackout; check study_time against the EHR's times")
-    odd = _summed([odd for _, odd in counted])
+    if not len(chosen):
+        raise BadDataError(f"no code can become a task ({task_counts}); lower ehr.min_events or ehr.min_patients")
+    odd = {key: sum(part.odd[key] for part in counted) for key in counted[0].odd}
+
     return LabelResult(
         _task_set(chosen, labels, index, config, fitted_on),
         labels,
@@ -104,9 +95,28 @@ def build_labels(
             "events": survey.counts | odd,
             "codes": {"all": len(index.names), "undescribed": index.undescribed, "cyclic": index.cyclic},
             "tasks": task_counts,
-            "phenotypes_unmatched": unmatched,
+            "phenotypes_unmatched": {name: missing for name, (_, missing) in matched.items() if missing},
             "shards": len(shards),
         },
+    )
+
+
+def _rules(
+    source: MedsSource, index: CodeIndex, phenotypes: pl.DataFrame, latest_us: int | None, config: EhrConfig
+) -> Rules:
+    return Rules(
+        source=source,
+        names=index.names,
+        closure=index.closure,
+        birth=index.number(BIRTH),
+        death=index.number(DEATH),
+        sexes=_sexes(index.names),
+        admissions=index.starting_with(ADMISSION),
+        discharges=index.starting_with(DISCHARGE),
+        blackout_us=round(config.blackout_days * DAY_US),
+        fixed_end_us=fixed_end_us(config, latest_us),
+        incident=config.recurrence == "incident",
+        phenotypes=phenotypes,
     )
 
 
@@ -127,17 +137,14 @@ def _train_subjects(studies: pl.DataFrame, found: pl.DataFrame) -> int:
     return studies.filter("train").join(found, on="subject_id", how="semi")["subject_id"].n_unique()
 
 
-def _candidates(index: CodeIndex, counted: list[pl.DataFrame], train_subjects: int) -> pl.DataFrame:
+def _candidates(index: CodeIndex, counted: list[ShardCounts], train_subjects: int) -> pl.DataFrame:
     """code, prevalence, score, events, patients of every candidate. A subject is in one shard: counts add up."""
-    totals = pl.concat(counted).group_by("code").sum()
-    table = index.candidates.join(totals, on="code", how="left", maintain_order="left").fill_null(0)
-    by_code = np.zeros(len(index.names))
-    by_code[table["code"].to_numpy()] = table["subjects"].to_numpy() / max(train_subjects, 1)
-    b = parent_prevalence(by_code, index.parents["code"].to_numpy(), index.parents["parent"].to_numpy())
-    codes = table["code"].to_numpy()
-    return table.select("code", "events", "patients").with_columns(
-        prevalence=by_code[codes], score=entropy_score(by_code[codes], b[codes])
-    )
+    subjects, events, patients = (sum(getattr(c, name) for c in counted) for name in ("subjects", "events", "patients"))
+    prevalence = subjects / max(train_subjects, 1)
+    above = (index.parents[name].to_numpy() for name in ("code", "parent"))
+    score = entropy_score(prevalence, parent_prevalence(prevalence, *above))
+    every = pl.DataFrame({"prevalence": prevalence, "score": score, "events": events, "patients": patients})
+    return every.with_row_index("code").join(index.candidates, on="code", how="semi", maintain_order="left")
 
 
 def _descendants(chosen: pl.DataFrame, index: CodeIndex) -> pl.DataFrame:
@@ -193,7 +200,3 @@ def _flow(studies: pl.DataFrame, found: pl.DataFrame, labels: pl.DataFrame) -> d
         "labelled_subjects": labels["subject_id"].n_unique(),
         **{f"labelled_{split}": count for split, count in sorted(labels["split"].value_counts().iter_rows())},
     }
-
-
-def _summed(counts: list[dict]) -> dict:
-    return {key: sum(part[key] for part in counts) for key in counts[0]}

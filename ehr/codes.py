@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import polars as pl
 
 from ehr.ontology import Ontology, closure, kept_codes, kept_parents
-from ehr.phenotypes import Phenotype, match_codes
 from ehr.schema import BIRTH, DEATH
 
 
@@ -16,6 +15,7 @@ class CodeIndex:
     names: (
         pl.DataFrame
     )  # name, code: all codes seen or referred to, and their ancestors; code counts up in string order
+    seen: pl.Series  # codes that the data hold
     closure: pl.DataFrame  # code, ancestor: self included
     candidates: (
         pl.DataFrame
@@ -49,20 +49,13 @@ def index_codes(seen: pl.DataFrame, ontology: Ontology, referred: list[str]) -> 
     candidates = names.filter(pl.col("name").is_in(kept.implode())).join(described, on="name", how="left")
     return CodeIndex(
         names,
+        names.filter(pl.col("name").is_in(seen["code"].implode()))["code"],
         _numbered(pairs, names, "ancestor"),
         candidates.select("code", pl.col("description").fill_null("")).sort("code"),
         _numbered(kept_parents(kept, ontology.parents), names, "parent"),
         cyclic,
         len(seen.join(ontology.descriptions, on="code", how="anti")),
     )
-
-
-def phenotype_codes(
-    phenotypes: dict[str, Phenotype], index: CodeIndex
-) -> tuple[dict[str, pl.Series], dict[str, list[str]]]:
-    """Codes each phenotype means, and the entries of its list that the data and the ontology do not know."""
-    matched = {name: match_codes(p.codes, index.names["name"], index.closure) for name, p in phenotypes.items()}
-    return {name: codes for name, (codes, _) in matched.items()}, {name: m for name, (_, m) in matched.items() if m}
 
 
 def _numbered(pairs: pl.DataFrame, names: pl.DataFrame, second: str) -> pl.DataFrame:

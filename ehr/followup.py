@@ -35,12 +35,12 @@ def with_follow_up(
 ) -> pl.DataFrame:
     """Adds `censor` (us), `died` (death ended follow-up) and `followed` (C after t0 + blackout) to the studies.
 
-    events: subject_id, code, start, end of timed events; the last one ends `last_event` follow-up.
+    events: subject, code, start, end of timed events; the last one ends `last_event` follow-up.
     """
-    per_subject = events.group_by("subject_id").agg(
+    per_subject = events.group_by("subject").agg(
         last=pl.col("end").max(), death=pl.col("start").filter(pl.col("code") == death_code).min()
     )
-    studies = studies.join(per_subject, on="subject_id", how="left", maintain_order="left")
+    studies = studies.join(per_subject, on="subject", how="left", maintain_order="left")
     rule = pl.col("last") if fixed_end is None else pl.lit(fixed_end)
     studies = studies.with_columns(censor=pl.min_horizontal("death", rule))  # nulls are skipped
     censor = pl.col("censor")
@@ -58,13 +58,17 @@ def with_visit(
     Own stay: the last admission at or before t0, up to its first discharge, if that is not before t0. An admission
     without a discharge before the next admission is no stay. Outside a stay the visit is t0's calendar day.
     """
-    entry = events.filter(pl.col("code").is_in(admissions.implode())).select("subject_id", entry="start").unique()
-    entry = entry.sort("entry").with_columns(next_entry=pl.col("entry").shift(-1).over("subject_id"))
-    leave = events.filter(pl.col("code").is_in(discharges.implode())).select("subject_id", leave=last_moment()).unique()
-    asof = partial(pl.DataFrame.join_asof, by="subject_id", coalesce=False, check_sortedness=False)
+    entry = events.filter(pl.col("code").is_in(admissions.implode())).select("subject", entry="start").unique()
+    entry = entry.sort("entry").with_columns(next_entry=pl.col("entry").shift(-1).over("subject"))
+    leave = (
+        events.filter(pl.col("code").is_in(discharges.implode()))
+        .select("subject", leave=last_moment(pl.col("start"), pl.col("end")))
+        .unique()
+    )
+    asof = partial(pl.DataFrame.join_asof, by="subject", coalesce=False, check_sortedness=False)
     stays = asof(entry, leave.sort("leave"), left_on="entry", right_on="leave", strategy="forward")
     stays = stays.filter((pl.col("leave") <= pl.col("next_entry")).fill_null(pl.col("leave").is_not_null()))
-    scans = studies.select("study", "subject_id", "index", "index_last").sort("index_last")
+    scans = studies.select("study", "subject", "index", "index_last").sort("index_last")
     own = asof(scans, stays, left_on="index_last", right_on="entry", strategy="backward")
     own = own.filter(pl.col("leave") >= pl.col("index"))
     studies = studies.join(own.select("study", "entry", "leave"), on="study", how="left", maintain_order="left")

@@ -1,47 +1,32 @@
 """One shard of timelines to label rows. Everything is vectorised over the shard's events, studies and tasks.
 
-    events x studies  --group-->  (study, code)  --join closure, group-->  (study, task)  --group-->  label rows
-
-The first grouping leaves a few hundred codes per study, so that walking up the ontology costs little.
+events x studies  --scatter-->  codes x studies  --lift-->  tasks x studies  --nonzero-->  label rows
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import polars as pl
+import pyarrow as pa
 
-from ehr.followup import with_follow_up, with_visit
+from ehr.followup import with_visit
+from ehr.grid import NEVER, Lift
 from ehr.phenotypes import outcomes
 from ehr.schema import DAY_US, LABELS
-from ehr.sources.meds import MedsSource
-from ehr.timeline import in_units, last_moment, side_of_scan, with_intervals
+from ehr.shard import Block, Rules, Shard, blocks, timelines
+from ehr.timeline import in_units
 
 
 @dataclass(frozen=True)
-class Shard:
-    """Subjects that are labelled together, and every file that holds one of them."""
+class ShardCounts:
+    """Of the shard's train subjects; int64 per code number."""
 
-    files: tuple[str, ...]
-    studies: pl.DataFrame  # study (row number), subject_id, index, index_last (us), train (bool)
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What every shard needs to know. Plain data: travels to workers. Codes are indices into `names`."""
-
-    source: MedsSource
-    names: pl.DataFrame  # name, code: all codes in string order
-    closure: pl.DataFrame  # code, ancestor: self included
-    birth: int
-    death: int
-    sexes: pl.DataFrame  # code, sex
-    admissions: pl.Series
-    discharges: pl.Series
-    blackout_us: int
-    fixed_end_us: int | None
-    incident: bool
-    phenotypes: pl.DataFrame  # phenotypes.rule_table
+    subjects: np.ndarray  # with the code or a descendant at any time, static events included
+    events: np.ndarray  # studies with an event in the risk set
+    patients: np.ndarray  # subjects with such a study
+    odd: dict  # events after death and before birth, all subjects
 
 
 @dataclass(frozen=True)
@@ -51,22 +36,20 @@ class ShardLabels:
     outcomes: pl.DataFrame  # phenotypes.outcomes
 
 
-def count_shard(shard: Shard, rules: Rules) -> tuple[pl.DataFrame, dict]:
-    """Per code: train `subjects` with it at any time, and `events` and `patients` of the train studies' risk sets.
-
-    The dict counts odd events.
-    """
-    every, events, studies = _timelines(shard, rules)
-    train = studies.filter("train")
-    having = every.join(train, on="subject_id", how="semi").select("subject_id", "code").unique()
-    having = _walk_up(having, rules.closure).unique().group_by("code").len("subjects")
-    first = by_code(events, train.filter("followed"), rules.blackout_us)
-    first = _summarised(_walk_up(first, rules.closure), "code").filter(pl.col("first").is_not_null())
-    if rules.incident:
-        first = first.filter(~pl.col("history"))
-    at_risk = first.join(train.select("study", "subject_id"), on="study").group_by("code")
-    at_risk = at_risk.agg(events=pl.len(), patients=pl.col("subject_id").n_unique())
-    return having.join(at_risk, on="code", how="left").fill_null(0), _odd_events(events, rules)
+def count_shard(shard: Shard, rules: Rules) -> ShardCounts:
+    """How many train subjects have each code, and how many of the train studies' risk sets an event of it."""
+    events, studies = timelines(shard, rules)
+    counts = np.zeros((3, len(rules.names)), np.int64)
+    for block in blocks(events, studies.filter("train"), rules):
+        lift = Lift.of(block.codes_L, rules.closure, "ancestor")
+        hit_AN = lift.any(block.flags(block.risk))
+        if rules.incident:
+            hit_AN &= ~lift.any(block.flags(block.history))
+        first_of_subject = np.flatnonzero(np.diff(block.studies["subject"].to_numpy().astype(np.int64), prepend=-1))
+        counts[0, lift.target] += lift.any(block.having).sum(1)
+        counts[1, lift.target] += hit_AN.sum(1)
+        counts[2, lift.target] += np.logical_or.reduceat(hit_AN, first_of_subject, axis=1).sum(1)
+    return ShardCounts(*counts, _odd_events(events, rules))
 
 
 def label_shard(shard: Shard, rules: Rules, tasks: pl.DataFrame) -> ShardLabels:
@@ -74,98 +57,72 @@ def label_shard(shard: Shard, rules: Rules, tasks: pl.DataFrame) -> ShardLabels:
 
     tasks: code, task: every code that means the task, itself and its descendants.
     """
-    every, events, studies = _timelines(shard, rules)
-    studies = with_visit(studies.filter("followed"), events, rules.admissions, rules.discharges)
-    codes = by_code(events, studies, rules.blackout_us)
-    per_task = _summarised(codes.join(tasks, on="code").drop("code"), "task")
+    events, studies = timelines(shard, rules)
+    studies = studies.filter("followed")
+    timed = events.filter(pl.col("start").is_not_null())
+    studies = with_visit(studies, timed, rules.admissions, rules.discharges)
+    rows = [_block_rows(block, rules, tasks) for block in blocks(events, studies, rules)]
+    table = pl.concat(rows) if rows else studies.select("study").join(pl.DataFrame(schema=_ROWS), on="study")
     return ShardLabels(
-        _label_rows(per_task, studies),
-        _covariates(every, codes, studies, rules),
-        outcomes(events, studies, rules.phenotypes, rules.blackout_us, rules.incident),
+        table.drop("past_codes"),
+        _people(events, studies, rules).join(table.select("study", "past_codes"), on="study", maintain_order="left"),
+        outcomes(timed, studies, rules.phenotypes, rules.blackout_us, rules.incident),
     )
 
 
-def by_code(events: pl.DataFrame, studies: pl.DataFrame, blackout_us: int) -> pl.DataFrame:
-    """Per study and code: `first` event of the risk set (us or null); whether any is history, feature, of the visit.
-
-    Without columns visit_start and visit_last nothing is of the visit.
-    """
-    side = side_of_scan(pl.col("start"), pl.col("end"), pl.col("index"), pl.col("index_last"), blackout_us)
-    visit = pl.lit(False)
-    if "visit_start" in studies.columns:
-        visit = (last_moment() >= pl.col("visit_start")) & (pl.col("start") <= pl.col("visit_last"))
-    pairs = (
-        events.lazy()
-        .join(studies.lazy(), on="subject_id")
-        .select(
-            "study",
-            "code",
-            first=pl.when(side.after & (pl.col("start") <= pl.col("censor"))).then("start"),
-            history=~side.after,
-            feature=side.feature,
-            visit=visit,
-        )
-    )
-    return _summarised(pairs, "code").collect()
+_ROWS = {"study": pl.UInt32, "censor_days": pl.Float64, "past_codes": pl.List(pl.String)} | {
+    name: LABELS[name] for name in ("task_index", "event_days", "history_index", "visit_index")
+}
 
 
-def _timelines(shard: Shard, rules: Rules) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-    """All events (subject_id, code, start, end; null for static ones), the timed ones, the studies' follow-up."""
-    read = rules.source.read(list(shard.files), shard.studies["subject_id"].unique())
-    intervals = with_intervals(read.lazy(), rules.source.date_only)
-    every = intervals.join(rules.names.lazy(), left_on="code", right_on="name").select(
-        "subject_id", "start", "end", code="code_right"
-    ).collect()  # fmt: skip
-    events = every.filter(pl.col("start").is_not_null())
-    return every, events, with_follow_up(shard.studies, events, rules.death, rules.fixed_end_us, rules.blackout_us)
+def _block_rows(block: Block, rules: Rules, tasks: pl.DataFrame) -> pl.DataFrame:
+    """Columns _ROWS of the block's studies."""
+    to_tasks = Lift.of(block.codes_L, tasks, "task")
+    up = Lift.of(block.codes_L, rules.closure, "ancestor")
+    first_NK = to_tasks.earliest(block.first()).T
+    study, task = np.nonzero(first_NK != NEVER)
+    index, censor = (block.studies[name].to_numpy() for name in ("index", "censor"))
+    past_study, past = np.nonzero(up.any(block.flags(block.feature)).T)
+    names = rules.names["name"].gather(up.target[past])
+    columns = {
+        "study": block.studies["study"],
+        "censor_days": (censor - index) / DAY_US,
+        "past_codes": _lists(past_study, names, len(index)),
+        "task_index": _lists(study, to_tasks.target[task], len(index)),
+        "event_days": _lists(study, (first_NK[study, task] - index[study]) / DAY_US, len(index)),
+    }
+    for name, flag_LN in (("history_index", block.flags(block.history)), ("visit_index", block.of_visit())):
+        row, task = np.nonzero(to_tasks.any(flag_LN).T)
+        columns[name] = _lists(row, to_tasks.target[task], len(index))
+    return pl.DataFrame(columns).select(pl.col(name).cast(dtype) for name, dtype in _ROWS.items())
 
 
-def _summarised(pairs, key: str):
-    return pairs.group_by("study", key).agg(
-        pl.col("first").min(), pl.col("history").any(), pl.col("feature").any(), pl.col("visit").any()
-    )
+def _lists(row: np.ndarray, values: np.ndarray | pl.Series, num_rows: int) -> pl.Series:
+    """One list per row, of the values whose `row` (ascending) it is."""
+    offsets = np.zeros(num_rows + 1, np.int64)
+    np.cumsum(np.bincount(row, minlength=num_rows), out=offsets[1:])
+    flat = pl.Series(values).to_arrow()
+    # from_buffers: pa.array would import pandas, .7 s in every worker
+    lists = pa.Array.from_buffers(pa.large_list(flat.type), num_rows, [None, pa.py_buffer(offsets)], children=[flat])
+    return pl.Series(pl.from_arrow(lists))
 
 
-def _walk_up(frame: pl.DataFrame, closure: pl.DataFrame) -> pl.DataFrame:
-    return frame.join(closure, on="code").drop("code").rename({"ancestor": "code"})
-
-
-def _label_rows(per_task: pl.DataFrame, studies: pl.DataFrame) -> pl.DataFrame:
-    per_task = per_task.join(studies.select("study", "index"), on="study").sort("study", "task")
-    per_task = per_task.with_columns(days=in_units(pl.col("first") - pl.col("index")))
-    observed = pl.col("first").is_not_null()
-    lists = per_task.group_by("study").agg(
-        task_index=pl.col("task").filter(observed),
-        event_days=pl.col("days").filter(observed),
-        history_index=pl.col("task").filter("history"),
-        visit_index=pl.col("task").filter("visit"),
-    )
-    rows = studies.select("study", censor_days=in_units(pl.col("censor") - pl.col("index")))
-    rows = rows.join(lists, on="study", how="left", maintain_order="left")
-    empty = [pl.col(name).cast(LABELS[name]).fill_null([]) for name in lists.columns if name != "study"]
-    return rows.with_columns(empty)
-
-
-def _covariates(every: pl.DataFrame, codes: pl.DataFrame, studies: pl.DataFrame, rules: Rules) -> pl.DataFrame:
-    birth = every.filter(pl.col("code") == rules.birth).group_by("subject_id").agg(birth=pl.col("start").min())
-    sex = every.join(rules.sexes, on="code").group_by("subject_id").agg(pl.col("sex").unique())
+def _people(events: pl.DataFrame, studies: pl.DataFrame, rules: Rules) -> pl.DataFrame:
+    """study, age_years, sex of the studies, in their order."""
+    birth = events.filter(pl.col("code") == rules.birth).group_by("subject").agg(birth=pl.col("start").min())
+    sex = events.join(rules.sexes, on="code").group_by("subject").agg(pl.col("sex").unique())
     sex = sex.filter(pl.col("sex").list.len() == 1).with_columns(pl.col("sex").list.first())
-    past = _walk_up(codes.filter("feature").select("study", "code"), rules.closure).unique().sort("study", "code")
-    past = past.join(rules.names, on="code", maintain_order="left").group_by("study", maintain_order=True)
-    table = studies.join(birth, on="subject_id", how="left", maintain_order="left")
-    table = table.join(sex, on="subject_id", how="left", maintain_order="left")
-    table = table.join(past.agg(past_codes="name"), on="study", how="left", maintain_order="left")
-    age = in_units(pl.col("index") - pl.col("birth"), 365.25 * DAY_US)
-    return table.select("study", age_years=age, sex="sex", past_codes=pl.col("past_codes").fill_null([]))
+    table = studies.join(birth, on="subject", how="left", maintain_order="left")
+    table = table.join(sex, on="subject", how="left", maintain_order="left")
+    return table.select("study", age_years=in_units(pl.col("index") - pl.col("birth"), 365.25 * DAY_US), sex="sex")
 
 
 def _odd_events(events: pl.DataFrame, rules: Rules) -> dict:
     """Events after death (none becomes a label) and before birth (kept as they are)."""
     code, start = pl.col("code"), pl.col("start")
-    ends = events.group_by("subject_id").agg(
-        death=start.filter(code == rules.death).min(), birth=start.filter(code == rules.birth).min()
-    )
-    odd = events.join(ends, on="subject_id").select(
+    marks = events.filter(code.is_in([rules.death, rules.birth])).group_by("subject")
+    ends = marks.agg(death=start.filter(code == rules.death).min(), birth=start.filter(code == rules.birth).min())
+    odd = events.join(ends, on="subject").select(
         after_death=(start > pl.col("death")).sum(), before_birth=(start < pl.col("birth")).sum()
     )
     return odd.row(0, named=True)

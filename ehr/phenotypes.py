@@ -15,6 +15,7 @@ from pathlib import Path
 
 import polars as pl
 
+from ehr.codes import CodeIndex
 from ehr.schema import DAY_US, PHENOTYPES
 from ehr.timeline import in_units, side_of_scan
 from ttepretrain.config import read_yaml, require, require_choice
@@ -69,15 +70,16 @@ def read_phenotypes(path: Path) -> dict[str, Phenotype]:
     return phenotypes
 
 
-def match_codes(patterns: list[str], names: pl.Series, closure: pl.DataFrame) -> tuple[pl.Series, list[str]]:
-    """Code indices the patterns mean, descendants included, and the patterns that match nothing.
-
-    names: all code strings by index. closure: code, ancestor (indices, self included).
-    """
-    hits = {p: names.str.starts_with(p[:-1]) if p.endswith("*") else names == p for p in patterns}
-    roots = pl.concat([hit.arg_true() for hit in hits.values()]).unique().cast(closure.schema["ancestor"])
-    codes = closure.filter(pl.col("ancestor").is_in(roots.implode()))["code"].unique().sort()
-    return codes, [p for p, hit in hits.items() if not hit.any()]
+def match_codes(patterns: list[str], index: CodeIndex) -> tuple[pl.Series, list[str]]:
+    """Code numbers the patterns mean, descendants included, and the patterns that mean nothing the data hold."""
+    names, closure = index.names["name"], index.closure
+    meant = {}
+    for pattern in patterns:
+        hit = names.str.starts_with(pattern[:-1]) if pattern.endswith("*") else names == pattern
+        roots = hit.arg_true().cast(closure.schema["ancestor"])
+        meant[pattern] = closure.filter(pl.col("ancestor").is_in(roots.implode()))["code"]
+    unmatched = [pattern for pattern, codes in meant.items() if not codes.is_in(index.seen.implode()).any()]
+    return pl.concat(list(meant.values())).unique().sort(), unmatched
 
 
 def outcomes(
@@ -85,10 +87,10 @@ def outcomes(
 ) -> pl.DataFrame:
     """One row per study and phenotype: study, phenotype, kind, event, competing, time_days.
 
-    events: subject_id, code, start, end. studies: followed ones with index, censor, stay_last.
+    events: subject, code, start, end. studies: followed ones with index, censor, stay_last.
     rules: one row per (phenotype, code) of `rule_table`. With `incident`, a study with history leaves the phenotype.
     """
-    pairs = events.join(rules, on="code").join(studies, on="subject_id")
+    pairs = events.join(rules, on="code").join(studies, on="subject")
     entry = pl.max_horizontal("start_us", pl.lit(blackout_us))
     after = side_of_scan(pl.col("start"), pl.col("end"), pl.col("index"), pl.col("index_last"), entry).after
     outside_stay = ~pl.col("after_stay") | (pl.col("start") > pl.col("stay_last")).fill_null(True)

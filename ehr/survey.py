@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from ehr.labels import Shard
+from ehr.shard import Shard
 from ehr.sources.meds import MedsSource, collect, usable_code
 from ttepretrain.errors import BadDataError
 

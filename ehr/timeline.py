@@ -55,9 +55,9 @@ def with_index(studies: pl.DataFrame) -> pl.DataFrame:
     return studies.with_columns(index=index, index_last=index + pl.col("date_only").cast(pl.Int64) * (DAY_US - 1))
 
 
-def last_moment() -> pl.Expr:
+def last_moment(start: Times, end: Times) -> Times:
     """Last microsecond of an event's interval."""
-    return pl.col("end") - (pl.col("end") > pl.col("start")).cast(pl.Int64)
+    return end - (end > start) * 1
 
 
 def in_units(microseconds: pl.Expr, unit_us: float = DAY_US) -> pl.Expr:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data.progress import progress
 from jobs.config import RunConfig, read_run_config
@@ -19,6 +19,12 @@ from ttepretrain.config import dump_config
 from ttepretrain.errors import BadDataError, ConfigError, ResourceError, exit_with
 from ttepretrain.files import TEMPORARY, replacing, sha256_of, write_json
 from ttepretrain.lock import folder_lock
+
+if TYPE_CHECKING:  # they import polars, which is not needed to answer a typo
+    from data.labelling import LabelStage
+    from data.manifest import StudyTable
+    from data.prepare import PreparedVolume
+    from data.quarantine import Quarantine
 
 PACKAGES = ["ttepretrain", "numpy", "torch", "polars", "pyarrow", "blosc2", "nibabel", "pydicom", "ray"]
 
@@ -42,17 +48,17 @@ def main(arguments: list[str]) -> None:
 def find_inputs(config: RunConfig) -> Inputs:
     """Input paths, those of the run's own cohort when none is configured; raises ConfigError for one that is absent."""
     given = config.input
-    if given.studies is None and given.ehr is None:
+    studies, ehr = given.studies, given.ehr
+    if studies is None and ehr is None:
         cohort = config.cohort_folder
-        if not (cohort / "studies.parquet").is_file():
+        studies, ehr = cohort / "studies.parquet", cohort / "ehr"
+        if not studies.is_file():
             raise ConfigError(f"{cohort} holds no cohort; run jobs.cohort first, or set input.studies and input.ehr")
-        inputs = Inputs(cohort / "studies.parquet", cohort / "ehr", None, None)
-    elif given.studies is None:
+    if studies is None:
         raise ConfigError("input.studies is needed beside input.ehr; give the table of studies")
-    else:
-        inputs = Inputs(
-            Path(given.studies), *(Path(p) if p else None for p in (given.ehr, given.ontology, given.splits))
-        )
+    # absolute: on a cluster the workers run in another folder
+    paths = (Path(path).absolute() if path else None for path in (studies, ehr, given.ontology, given.splits))
+    inputs = Inputs(*paths)
     if "labels" in config.prepare.stages and inputs.ehr is None:
         raise ConfigError("input.ehr is needed by the labels stage; give a MEDS folder, or prepare.stages=[volumes]")
     for key, path in (("studies", inputs.studies), ("splits", inputs.splits)):
@@ -109,7 +115,9 @@ def prepare(config: RunConfig, inputs: Inputs, folder: Path) -> None:
                 labels = make_labels(folder, inputs.ehr, inputs.ontology, studies.frame, config.ehr, fit, map_shards)
                 say(f"labels of {labels.labels.height} studies" + (", as they were" if labels.reused else ""))
             if "volumes" in settings.stages:
-                volumes = prepare_volumes(config, studies, inputs.studies.parent, folder / "volumes", quarantine)
+                volumes = prepare_volumes(
+                    config, studies, inputs.studies.parent, folder.absolute() / "volumes", quarantine
+                )
     finally:
         write_parquet(quarantine.frame(), folder / "quarantine.parquet")
     summary = write_outputs(config, folder, studies, split_origins, keys, labels, volumes, quarantine)
@@ -118,8 +126,8 @@ def prepare(config: RunConfig, inputs: Inputs, folder: Path) -> None:
     say("ready: " + ", ".join(f"{split} {count}" for split, count in summary["splits"]["ready"].items()))
 
 
-def read_inputs(config: RunConfig, inputs: Inputs):
-    """StudyTable with every study's split, and where the splits came from."""
+def read_inputs(config: RunConfig, inputs: Inputs) -> tuple[StudyTable, dict[str, int]]:
+    """Studies with their splits, and how many subjects' splits came from where."""
     from data.manifest import assign_splits, read_splits, read_studies
 
     table = read_studies(inputs.studies, config.ehr.date_only, config.ehr.timezone)
@@ -149,8 +157,10 @@ def map_shards(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any
     return results
 
 
-def prepare_volumes(config: RunConfig, studies, root: Path, cache: Path, quarantine) -> list:
-    """PreparedVolume of every study with an image that is not refused; the refused go to `quarantine`."""
+def prepare_volumes(
+    config: RunConfig, studies: StudyTable, root: Path, cache: Path, quarantine: Quarantine
+) -> list[PreparedVolume]:
+    """Cached volume of every study with an image that is not refused; the refused go to `quarantine`."""
     from data.prepare import STAGE, PreparedVolume, prepare_study
     from data.quarantine import Quarantined
     from data.workers import WorkerDied, map_bounded
@@ -173,7 +183,16 @@ def prepare_volumes(config: RunConfig, studies, root: Path, cache: Path, quarant
     return volumes
 
 
-def write_outputs(config: RunConfig, folder: Path, studies, split_origins, keys, labels, volumes, quarantine) -> dict:
+def write_outputs(
+    config: RunConfig,
+    folder: Path,
+    studies: StudyTable,
+    split_origins: dict[str, int],
+    keys: Any,
+    labels: LabelStage | None,
+    volumes: list[PreparedVolume] | None,
+    quarantine: Quarantine,
+) -> dict:
     """Tables, summary and manifest of what the stages made; returns the summary."""
     from data import labelling, prepared
     from data.tables import write_parquet

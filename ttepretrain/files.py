@@ -42,7 +42,7 @@ def replacing(path: Path, mode: int = 0o644) -> Iterator[Path]:
     sync(path.parent)
 
 
-def write_atomic(path: Path, content: bytes | str, mode: int = 0o644) -> None:
+def write_atomic(path: Path, content: bytes | memoryview | str, mode: int = 0o644) -> None:
     """Write `content` to `path`, with the permissions `mode` from the first byte on."""
     with replacing(path, mode) as sibling:
         handle = os.open(sibling, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)

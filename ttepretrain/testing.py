@@ -154,6 +154,7 @@ def run_ranks(
         warnings.simplefilter("ignore")
         import torch._dynamo
         import torch._inductor  # noqa: F401
+        from matplotlib.figure import Figure  # noqa: F401
 
     fork = multiprocessing.get_context("fork")
     with socket.socket() as probe:

@@ -22,7 +22,9 @@ def paint_mediastinum(canvas: Canvas, patient: Patient) -> None:
     canvas.path([(-27, -44, 40), (-27, -46, 0), (-22, -42, -60), (-10, -34, -170)], 12.5, aorta)
     for start, end in (((16, 16, 74), (24, 4, 110)), ((3, 4, 84), (-8, 2, 112)), ((-10, -12, 84), (-20, -12, 112))):
         canvas.tube(start, end, 5.5, aorta)
-    canvas.path([(28, 2, 112), (27, 6, 80), (28, 6, 20), (28, 2, -5)], 9.5, blood * 1.15)
+    vein = 4.5 + 4.5 * np.sqrt(patient.biomarker["rv_lv"])  # the caval veins widen with a failing right heart
+    canvas.path([(28, 2, 112), (27, 6, 80), (28, 6, 20), (28, 2, -5)], vein, blood * 1.15)
+    canvas.path([(26, 2, -40), (27, -14, -90), (20, -22, -175)], 1.2 * vein, 0.5 * aorta + 20)
     radius = patient.biomarker["pulmonary_artery"] / 2
     canvas.path([(-14, 38, 8), (-18, 30, 28), (-20, 12, 42)], radius, blood)
     canvas.path([(-20, 12, 42), (4, -2, 36), (36, -8, 30), (52, -14, 18)], radius * 0.76, blood)
@@ -34,7 +36,7 @@ def paint_mediastinum(canvas: Canvas, patient: Patient) -> None:
     canvas.path([(1, -22, 48), (-28, -26, 22), (-46, -28, 8)], 6.0, AIR)
 
 
-CALCIUM = 1100.0
+CALCIUM = 1500.0
 APEX = np.array([-0.66, 0.60, -0.45])  # long axis of the heart
 LEFTWARD = np.array([-0.62, -0.76, -0.10])  # from the right to the left ventricle
 
@@ -64,7 +66,9 @@ def paint_heart(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> N
     canvas.ellipsoid(
         at(8, 18 - 21 / ratio - 4 - 15 * ratio, 2), np.array([42, 15 * ratio, 27 * ratio]) * scale, blood, axes
     )
-    canvas.ellipsoid(centre + scale * np.array([44, -2, 4]), np.array([23, 27, 32]) * scale, blood)
+    # The right atrium stretches with its ventricle.
+    atrium = np.array([23, 27, 32]) * (0.42 + 0.58 * ratio) * scale
+    canvas.ellipsoid(centre + scale * np.array([43, -2, 4]), atrium, blood)
     canvas.ellipsoid(centre + scale * np.array([14, -38, 22]), np.array([35, 18, 24]) * scale, 0.9 * aorta)
     canvas.tube(tuple(at(-34, 4, 8)), (10, 16, 15), 14.0, aorta)
     canvas.tube(tuple(at(-24, -30, 14)), (-14, 38, 8), 12.0 * scale, blood)
@@ -77,7 +81,7 @@ def paint_heart(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> N
 
 def _calcium(rng: np.random.Generator, amount_mm3: float) -> tuple[np.ndarray, np.ndarray]:
     """Plaques on three arteries over the heart's surface, in its own frame; points [P,3] and their volumes."""
-    plaques = max(1, round(amount_mm3 / 110))
+    plaques = max(1, round(amount_mm3 / 160))
     artery = rng.choice(3, plaques, p=[0.5, 0.25, 0.25])
     part = rng.beta(1.3, 2.2, plaques)
     angle = np.choose(artery, [1.35 + 0.1 * part, 0.2 - 0.4 * part, 2.9 + 0.5 * part])  # around the long axis

@@ -58,7 +58,7 @@ def _pour_fluid(hu: np.ndarray, canvas: Canvas, space: Space, patient: Patient) 
 def paint_nodule(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> None:
     """One solid lesion in the upper or middle lung, away from the hila."""
     radius = patient.biomarker["nodule"] / 2
-    centre = (rng.choice([-1, 1]) * rng.uniform(66, 84), rng.uniform(-45, 30), rng.uniform(0, 70))
+    centre = (rng.choice([-1, 1]) * rng.uniform(66, 84), rng.uniform(-45, 25), rng.uniform(20, 78))
     stretch = rng.uniform(0.88, 1.12, 3)
     if radius > 1:
         box, cover = canvas.ellipsoid_cover(centre, radius * stretch)

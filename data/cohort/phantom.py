@@ -44,7 +44,7 @@ class Patient:
 def draw_patient(rng: np.random.Generator, severity_J: np.ndarray, female: bool) -> Patient:
     """One visit's chance variation around the subject's biomarkers."""
     values = {b.name: b.at_zero + (b.at_one - b.at_zero) * s for b, s in zip(BIOMARKERS, severity_J)}
-    blood = rng.uniform(140, 380)
+    blood = rng.uniform(130, 310)
     side = rng.random()
     return Patient(
         biomarker=values,

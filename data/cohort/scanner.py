@@ -15,7 +15,7 @@ SCANNERS = (
     ("Boreal", "Clarity", "B31f", "B60f", -1.0, 0.8),
     ("Cobalt", "CX 128", "STANDARD", "LUNG", 0.0, 1.2),
 )
-SYNTAXES = ("explicit", "explicit", "rle", "rle", "jpegls", "jpeg2000")
+SYNTAXES = ("explicit", "rle", "rle", "jpegls", "jpegls", "jpeg2000")
 ORIENTATIONS = ("LPS", "RAS", "LAS", "RPI", "SLA", "PIR")  # of NIfTI arrays, first axis first
 FIELD_OF_VIEW_MM, COVERAGE_MM = 384.0, 306.0
 DICOM_SHARE, TILTED = 0.6, 0.06
@@ -46,9 +46,9 @@ class Acquisition:
 
 def draw_acquisition(rng: np.random.Generator, patient: Patient) -> Acquisition:
     dicom = rng.random() < DICOM_SHARE
-    pixels = int(rng.integers(96, 105))
+    pixels = int(rng.integers(92, 101))
     in_plane = FIELD_OF_VIEW_MM / pixels
-    step = float(rng.choice([4.5, 5.0, 5.0, 5.5, 6.0]))
+    step = float(rng.choice([5.0, 5.0, 5.5, 6.0]))
     slices = round(COVERAGE_MM / step)
     tilt = float(rng.choice([-1, 1]) * rng.uniform(4, 12)) if dicom and rng.random() < TILTED else 0.0
     spacing = (step, in_plane, in_plane)
@@ -56,7 +56,7 @@ def draw_acquisition(rng: np.random.Generator, patient: Patient) -> Acquisition:
     centre = (affine @ [(slices - 1) / 2, (pixels - 1) / 2, (pixels - 1) / 2, 1])[:3]
     pose = _pose(rng, patient.size_xyz, centre)
     scanner = int(rng.integers(len(SCANNERS)))
-    slope = float(rng.choice([1.0, 1.0, 2.0])) if dicom else 1.0
+    slope = float(rng.choice([1.0, 2.0])) if dicom else 1.0
     signed = bool(rng.random() < 0.5)
     return Acquisition(
         shape_DHW=(slices, pixels, pixels),

@@ -19,6 +19,8 @@ from ttepretrain.errors import BadDataError, ConfigError, IntegrityError
 _ALWAYS_PLACEHOLDER = datetime(1900, 1, 1)  # this instant and everything before it
 _PLACEHOLDERS = [datetime(1970, 1, 1), datetime(2099, 12, 31)]  # midnight exactly; a birth may lie there
 _TOO_LATE = datetime(2300, 1, 1)  # no shifted calendar reaches it
+# a flipped byte can panic inside polars instead of raising
+_UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class MedsSource:
         try:
             lazy = pl.scan_parquet(path, glob=False, hive_partitioning=False)
             schema = lazy.collect_schema()
-        except (pl.exceptions.PolarsError, OSError) as error:
+        except _UNREADABLE as error:
             raise _unreadable(name, error) from None
         for column in EVENTS:
             if column not in schema:
@@ -92,7 +94,7 @@ def collect(name: str, lazy: pl.LazyFrame) -> pl.DataFrame:
         return lazy.collect(engine="streaming")
     except pl.exceptions.InvalidOperationError:
         raise BadDataError(f"{name}: column subject_id holds ids beyond int64; renumber the subjects") from None
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except _UNREADABLE as error:
         raise _unreadable(name, error) from None
 
 
@@ -107,7 +109,7 @@ def read_metadata(folder: Path) -> pl.DataFrame | None:
             raise ConfigError(f"{name}: no column code")
         columns = [pl.col(c).cast(t) if c in schema else pl.lit(None, t).alias(c) for c, t in METADATA.items()]
         return collect(name, pl.scan_parquet(path, glob=False).select(columns).filter(usable_code()))
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except _UNREADABLE as error:
         raise _unreadable(name, error) from None
 
 

@@ -23,11 +23,13 @@ SYNTHETIC = (
     "Synthetic data. The scans are drawn phantoms and the records are simulated: the numbers show that the pipeline "
     "works and how much of a known signal it finds. They say nothing about patients."
 )
-METHOD = f"""<h2>Method</h2>
-<p>Encoders are frozen. Scaler, principal components and probes are fitted on train; the number of components and the ridge
-are chosen on tuning from one grid for all arms; held-out studies are scored once. Closed gap = (mean C of the arm &minus;
-mean C untrained) / (mean C oracle &minus; mean C untrained) over the phenotypes, death apart. The oracle ranks by the true
-log-hazard of what a scan shows. Counts below {MIN_CELL}, and values of phenotypes with fewer events, are not shown.</p>"""
+METHOD = (
+    "<h2>Method</h2><p>Encoders are frozen. Scaler, principal components and probes are fitted on train; the number "
+    "of components and the ridge are chosen on tuning from one grid for all arms; held-out studies are scored once. "
+    "Closed gap = (mean C of the arm &minus; mean C untrained) / (mean C oracle &minus; mean C untrained) over the phenotypes, "
+    "death apart. The oracle ranks by the true log-hazard of what a scan shows. "
+    f"Counts below {MIN_CELL}, and values of phenotypes with fewer events, are not shown.</p>"
+)
 
 
 def write_report(config: RunConfig) -> Path:
@@ -213,8 +215,8 @@ def _method(config: RunConfig) -> str:
     versions = provenance(["ttepretrain", "torch", "lifelines", "scikit-learn"])
     revision = (versions["git_revision"] or "no git revision")[:12] + (" + changes" if versions["git_changed"] else "")
     packages = ", ".join(f"{name} {number}" for name, number in versions["versions"].items())
-    bootstrap = f"{config.eval.bootstraps} resamples of patients, seed {config.eval.seed}"
-    return METHOD + facts([*lines, ("bootstrap", bootstrap)]) + f"<p class=note>{escape(revision)} · {escape(packages)}</p>"
+    lines.append(("bootstrap", f"{config.eval.bootstraps} resamples of patients, seed {config.eval.seed}"))
+    return METHOD + facts(lines) + f"<p class=note>{escape(revision)} · {escape(packages)}</p>"
 
 
 def _figure(source: str | None, caption: str) -> str:

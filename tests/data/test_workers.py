@@ -184,7 +184,14 @@ def descendants(pid):
 
 
 def test_a_killed_driver_takes_its_servers_and_workers_along(repository):
-    code = "import time\nfrom data.workers import ray_session\nwith ray_session(1): print('up', flush=True), time.sleep(60)"
+    code = """
+import time
+from data.workers import ray_session
+
+with ray_session(num_cpus=1):
+    print("up", flush=True)
+    time.sleep(60)
+"""
     environment = os.environ | {"PYTHONPATH": str(repository)}
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment) as driver:
         assert driver.stdout.readline() == b"up\n"

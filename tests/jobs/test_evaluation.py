@@ -32,6 +32,7 @@ from ttepretrain.testing import random_task_set
 from ttepretrain.volume.spec import VolumeSpec
 
 N = 240
+STUDY_IDS = [f"S{i:04d}" for i in range(N)]
 SPEC = VolumeSpec((5.0, 4.0, 3.0), (16, 18, 20), (-1024, 3071), ((-600.0, 1500.0), (40.0, 400.0)))
 SALT = b"s" * 32
 CONFIG = """
@@ -45,7 +46,7 @@ eval: {bootstraps: 100, horizons_days: [180]}
 
 def studies_frame():
     split = np.repeat(["train", "tuning", "held_out"], [140, 30, 70])
-    return pl.DataFrame({"study_id": [f"S{i:04d}" for i in range(N)], "subject_id": np.arange(N) + 5000, "split": split})
+    return pl.DataFrame({"study_id": STUDY_IDS, "subject_id": np.arange(N) + 5000, "split": split})
 
 
 def survival(random, log_hazard):
@@ -57,11 +58,12 @@ def phenotype_rows(name, event, time, horizons):
     rows = []
     for horizon in (None, *horizons):
         known = event | (time >= (horizon or 0))
-        label = [None if not k else bool(e and (horizon is None or t <= horizon)) for k, e, t in zip(known, event, time)]
+        happened = event & (time <= (horizon or np.inf))
+        label = [bool(h) if k else None for k, h in zip(known, happened)]
         rows.append(
             pl.DataFrame(
                 {
-                    "study_id": [f"S{i:04d}" for i in range(N)],
+                    "study_id": STUDY_IDS,
                     "phenotype": name,
                     "kind": "prognosis",
                     "horizon_days": pl.Series([horizon] * N, dtype=pl.Float64),
@@ -130,9 +132,10 @@ def write_run(root, signal, outcome_signal):
     tasks = write_prepared(config.prepared_folder, signal, outcome_signal)
     truth = config.cohort_folder / "truth"
     truth.mkdir(parents=True)
-    ids = studies_frame()["study_id"]
     visible = {"edema": 1.5 * outcome_signal, "cardiomegaly": np.zeros(N), "rare": np.zeros(N)}
-    oracle = [pl.DataFrame({"study_id": ids, "phenotype": name, "visible_risk": risk}) for name, risk in visible.items()]
+    oracle = [
+        pl.DataFrame({"study_id": STUDY_IDS, "phenotype": name, "visible_risk": risk}) for name, risk in visible.items()
+    ]
     write_parquet(pl.concat(oracle), truth / "oracle.parquet")
     pretrain = config.pretrain_folder("tte")
     model = build_model(config.model, SPEC, torch.zeros(tasks.num_bins, tasks.num_tasks), seed=8)
@@ -328,7 +331,7 @@ def test_tasks_fitted_on_other_subjects_are_refused(run, tmp_path):
 
 def test_an_unknown_horizon_and_a_missing_stage_are_answered_with_the_remedy(run, tmp_path):
     path, _ = run
-    with pytest.raises(ConfigError, match=r"eval.horizons_days: no phenotype has \[90.0\]; the prepared ones are \[180.0\]"):
+    with pytest.raises(ConfigError, match=r"no phenotype has \[90.0\]; the prepared ones are \[180.0\]"):
         evaluation.main([str(path), "eval.horizons_days=[90]"])
     with pytest.raises(ConfigError, match="make prepare"):
         evaluation.main([str(path), f"paths.root={tmp_path}"])

@@ -1,6 +1,5 @@
 """jobs.prepare on a small hospital: complete, repeatable, killable, and silent about who the patients are."""
 
-import gzip
 import hashlib
 import json
 import os
@@ -177,7 +176,7 @@ def test_killed_at_two_random_moments_and_run_again_it_gives_the_same_bytes(undi
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("prepare.max_bad_fractoin=0.1", "unknown key prepare.max_bad_fractoin; did you mean prepare.max_bad_fraction?"),
+        ("prepare.num_cpu=1", "unknown key prepare.num_cpu; did you mean prepare.num_cpus?"),
         ("prepare.stages=[label]", "prepare.stages must be one of labels, volumes; did you mean 'labels'"),
         ("input.ehr=/nowhere", "input.ehr: /nowhere is not a folder"),
         ("input.studies=/nowhere.csv", "input.studies: /nowhere.csv is not a file"),
@@ -303,32 +302,17 @@ def test_the_same_content_under_two_ids_is_flagged_on_both(quarantined):
 @pytest.mark.slow
 def test_no_name_of_a_patient_is_printed_or_copied_from_headers(quarantined):
     output, prepared = quarantined
-    assert "study" in output
+    assert "ready: train 14" in output
     assert CANARY not in output
     # raw study ids are allowed in here; what stands in image paths and in DICOM headers is not
     allowed = {"keys", "labels", "covariates", "phenotypes", "volumes", "quarantine"}
     for path in prepared.rglob("*"):
-        if not path.is_file() or path.stem in allowed:
-            continue
-        data = path.read_bytes()
-        if path.name in ("config.yaml",):
-            continue  # holds the input paths that the user gave
-        assert CANARY.encode() not in data, path.name
-        assert CANARY.encode() not in gzip.compress(data, 0)
+        # config.yaml holds the input paths as the user gave them
+        if path.is_file() and path.stem not in allowed | {"config"}:
+            assert CANARY.encode() not in path.read_bytes(), path.name
     for name in allowed:
         table = pl.read_parquet(prepared / f"{name}.parquet").drop("study_id")
         assert CANARY not in table.write_json(), name
-
-
-@pytest.mark.slow
-def test_content_shared_between_splits_stops_the_run(hospital, tmp_path):
-    shared = shutil.copytree(hospital, tmp_path / "shared")
-    shutil.copy(shared / "images" / "00.nii.gz", shared / "images" / "03.nii.gz")  # train, tuning
-    code, output, prepared = run(tmp_path, shared, "prepare.stages=[volumes]")
-    assert code == 7
-    assert "DUPLICATE_CONTENT: 1 volumes appear in more than one split" in output
-    assert "ct-0" not in output
-    assert not (prepared / "manifest.json").exists()
 
 
 @pytest.mark.slow

@@ -40,7 +40,8 @@ def test_small_parts_of_a_total_stand_together_until_they_are_not_small(parts, e
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0.714, ".71"), (-0.034, "-.03"), (1.2, "1.20"), (-0.001, ".00"), (0.999, "1.00"), (-1.5, "-1.50")]
+    ("value", "text"),
+    [(0.714, ".71"), (-0.034, "-.03"), (1.2, "1.20"), (-0.001, ".00"), (0.999, "1.00"), (-1.5, "-1.50")],
 )
 def test_short_numbers(value, text):
     assert short(value) == text

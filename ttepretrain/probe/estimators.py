@@ -1,7 +1,8 @@
 """Linear probes on frozen features: a common feature space, ridge Cox and ridge logistic regression.
 
 N studies, F features, P principal components. lifelines' Newton step costs P^2 per study, and a few hundred studies
-cannot carry F = 512 coefficients: probes see the leading components, standardised to variance 1.
+cannot carry F = 512 coefficients: probes see the leading components of the standardised features. Components keep their
+variance, so that a ridge shrinks the directions in which studies hardly differ most.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Directions with less of the leading component's variance are rounding noise that whitening would blow up.
+# Directions with less of the leading component's variance are rounding noise.
 MIN_VARIANCE_SHARE = 1e-6
 
 RiskFunction = Callable[[np.ndarray], np.ndarray]  # [N, P] -> risk [N], higher = sooner or likelier
@@ -28,7 +29,7 @@ class FeatureSpace:
 
     mean_F: np.ndarray
     scale_F: np.ndarray
-    axes_FP: np.ndarray  # divided by the component's standard deviation
+    axes_FP: np.ndarray  # orthonormal
 
     @classmethod
     def fit(cls, features_NF: np.ndarray, max_components: int) -> FeatureSpace:
@@ -42,11 +43,10 @@ class FeatureSpace:
         pca = PCA(min(max_components, *features_NF.shape), svd_solver="full").fit(scaler.transform(features_NF))
         variance_P = pca.explained_variance_
         keep_P = variance_P > MIN_VARIANCE_SHARE * variance_P[0]
-        axes_PF = pca.components_[keep_P] / np.sqrt(variance_P[keep_P, None])
-        return cls(scaler.mean_, scaler.scale_, axes_PF.T)
+        return cls(scaler.mean_, scaler.scale_, pca.components_[keep_P].T)
 
     def transform(self, features_NF: np.ndarray) -> np.ndarray:
-        """Float64 [N, P], variance 1 on train, leading components first."""
+        """float64 [N, P], leading components first, uncorrelated on train."""
         return ((features_NF - self.mean_F) / self.scale_F) @ self.axes_FP
 
 
@@ -56,6 +56,8 @@ def fit_cox(x_NP: np.ndarray, event_N: np.ndarray, time_N: np.ndarray, ridge: fl
     `event` is True where the event was seen (NOT censored). The blackout is the same for every row and no event falls
     into it, so delayed entry leaves the partial likelihood as it is. Raises NotFitted.
     """
+    # lifelines penalises the coefficients of columns it has scaled to variance 1.
+    penalty_P = ridge / np.maximum(x_NP.var(axis=0, ddof=1), 1e-12)
     import pandas as pd
     from lifelines import CoxPHFitter
     from lifelines.exceptions import ConvergenceError, ConvergenceWarning
@@ -65,7 +67,7 @@ def fit_cox(x_NP: np.ndarray, event_N: np.ndarray, time_N: np.ndarray, ridge: fl
         # A warned-about optimum (collinearity, complete separation) is as little use as none.
         warnings.simplefilter("error", ConvergenceWarning)
         try:
-            beta_P = CoxPHFitter(penalizer=ridge).fit(frame, "time", "event").params_.to_numpy()
+            beta_P = CoxPHFitter(penalizer=penalty_P).fit(frame, "time", "event").params_.to_numpy()
         except (ConvergenceError, ConvergenceWarning) as error:
             raise NotFitted(f"Cox: {str(error).splitlines()[0]}") from None
     return lambda x_NP: x_NP @ beta_P

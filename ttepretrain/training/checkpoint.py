@@ -14,12 +14,14 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from io import BytesIO
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 
 from ttepretrain.errors import ConfigError, IntegrityError
-from ttepretrain.files import crash_point, replacing, sha256_of, sync, write_atomic, write_json
+from ttepretrain.files import crash_point, sha256_of, sync, write_atomic, write_json
 from ttepretrain.training.distributed import Ranks
 
 FORMAT = 1
@@ -57,7 +59,12 @@ class CheckpointStore:
         """Weights, optimizer and this rank's random state of a commit that `newest` has checked."""
         check_layout(state, engine.zero_optimization_stage(), self.ranks.world)
         _use_safe_files(engine)
-        loaded, _ = engine.load_checkpoint(str(path), tag=ENGINE_TAG)
+        try:
+            loaded, _ = engine.load_checkpoint(str(path), tag=ENGINE_TAG)
+        except UnpicklingError as error:
+            raise IntegrityError(
+                f"{path.name} holds what a checkpoint must not: {str(error).splitlines()[0]}"
+            ) from None
         assert loaded is not None, "the manifest named an engine folder that DeepSpeed does not see"
         random_state = path / f"rank_{self.ranks.rank:05d}.safetensors"
         if random_state.exists():  # absent on the ranks that a larger world adds
@@ -178,8 +185,9 @@ def _use_safe_files(engine) -> None:
     from deepspeed.utils.tensor_fragment import fragment_address
 
     def save(state_dict: dict, path: str) -> None:
-        with replacing(Path(path)) as temporary, temporary.open("wb") as file:
-            torch.save(state_dict, file)
+        content = BytesIO()  # straight to a full disk, torch.save raises a RuntimeError that does not say so
+        torch.save(state_dict, content)
+        write_atomic(Path(path), content.getbuffer())
 
     def load(path: str, map_location: object = None) -> dict:
         with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):

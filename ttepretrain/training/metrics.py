@@ -6,7 +6,9 @@ import json
 import sys
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from io import BytesIO
 from pathlib import Path
 
 from ttepretrain.files import write_atomic
@@ -55,7 +57,8 @@ class MetricsLog:
                 write()
         except OSError as error:
             print(f"warning: {self.path.name} is not written any more: {error.strerror}", file=sys.stderr, flush=True)
-            self._file = open("/dev/null", "w")  # noqa: PTH123, SIM115
+            with suppress(OSError):  # of what it still holds
+                self._file.close()
 
 
 def _parse(line: str) -> MetricsRow | None:
@@ -73,6 +76,8 @@ def draw_progress(rows: list[MetricsRow], path: Path) -> None:
         return
     training = [(row.step, row.loss) for row in rows if row.loss is not None]
     tuning = [(row.step, row.loss_tuning) for row in rows if row.loss_tuning is not None]
+    if not training and not tuning:
+        return
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot(xlabel="step", ylabel="negative log-likelihood per (study, task, bin)")
     if training:
@@ -83,9 +88,9 @@ def draw_progress(rows: list[MetricsRow], path: Path) -> None:
     if tuning and tuning[0][0] == 0:
         axes.axhline(tuning[0][1], color="grey", linestyle="--", label="tuning, bias table alone")
     axes.legend()
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, format="png", dpi=120)
-    temporary.replace(path)
+    content = BytesIO()
+    figure.savefig(content, format="png", dpi=120)
+    write_atomic(path, content.getvalue())
 
 
 def _running_mean(points: list[tuple[int, float]]) -> list[tuple[int, float]]:

@@ -81,7 +81,8 @@ def _import_deepspeed():
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    # init_distributed would compile a shared-memory all-reduce for 90 s; gloo reduces our gradients.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # No operator of its own is wanted: else init_distributed runs the compiler to see which ones could be built, and
+    # then compiles a shared-memory all-reduce for 90 s. gloo and NCCL reduce our gradients.
+    deepspeed.ops.__compatible_ops__ = {}
     deepspeed.init_distributed(verbose=False)  # takes over the process group that exists
     return deepspeed

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+import time
 from pathlib import Path
 
+from ttepretrain.errors import ResourceError
 from ttepretrain.training.metrics import MetricsLog, MetricsRow, draw_progress
 from ttepretrain.training.progress import Progress
+
+DRAW_SECONDS = 30.0  # a picture takes a quarter of a second
 
 
 class Telemetry:
@@ -26,6 +31,7 @@ class Telemetry:
         """Continue what an earlier start of the run has logged up to `step`."""
         self.folder, self.active = folder, active
         if active:
+            self.drawn_at = time.monotonic()
             self.log = MetricsLog(folder / "metrics.jsonl", step, evaluated_step)
             self.progress = Progress(step, last_step, epochs, batch_size, log_seconds)
 
@@ -38,8 +44,9 @@ class Telemetry:
     def tuning(self, row: MetricsRow) -> None:
         if self.active:
             self.log.add(row)
-            draw_progress(self.log.rows, self.folder / "progress.png")
             self.progress.tuning(row)
+            if time.monotonic() - self.drawn_at >= DRAW_SECONDS:
+                self._draw()
 
     def resume_clock(self) -> None:
         """The next step's speed counts from now."""
@@ -52,5 +59,13 @@ class Telemetry:
 
     def close(self) -> None:
         if self.active:
-            self.log.close()
             self.progress.close()
+            self.log.close()
+            self._draw()
+
+    def _draw(self) -> None:
+        self.drawn_at = time.monotonic()
+        try:
+            draw_progress(self.log.rows, self.folder / "progress.png")
+        except (OSError, ResourceError) as error:
+            print(f"warning: progress.png is not drawn: {error}", file=sys.stderr, flush=True)

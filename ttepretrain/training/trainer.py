@@ -99,11 +99,15 @@ class Trainer:
 
     def run(self) -> TrainState:
         """Train to the last step. Raises Interrupted after the save that a signal asked for, NumericsError."""
+        if self.finished:
+            if self.ranks.rank == 0:
+                print(f"already finished at step {self.state.step}; nothing to do")
+            return self.state
         self.telemetry = Telemetry(
             self.folder, self.ranks.rank == 0, self.state.step, self.state.evaluated_step, self.last_step,
             self.config.epochs, self.config.batch_size, self.config.log_seconds,
         )  # fmt: skip
-        self.telemetry.say(self.where())
+        self.telemetry.say(self.greeting())
         try:
             while not self.finished:
                 if self.tuning_due():
@@ -244,9 +248,7 @@ class Trainer:
         self.store.restore(path, saved, self.engine)
         self.state = TrainState(**saved["train"])
 
-    def where(self) -> str:
-        if self.finished:
-            return f"already finished at step {self.state.step}; nothing to do"
+    def greeting(self) -> str:
         start = f"going on after step {self.state.step}" if self.state.step else "starting"
         return (
             f"{start}: {self.last_step} steps of {self.config.batch_size} studies, {self.precision}, "

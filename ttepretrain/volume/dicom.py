@@ -92,6 +92,8 @@ def _find_images(path: Path) -> tuple[dict[Path, Dataset], dict[Path, Reason]]:
             continue
         try:
             dataset = pydicom.dcmread(file, defer_size=LEFT_IN_FILE, specific_tags=TAGS)
+            for keyword in TAGS[:-1]:  # values are converted when first asked for: damage shows here, and only here
+                dataset.get(keyword)
             reason = _why_no_slice(dataset)
         except (OSError, MemoryError):
             raise
@@ -142,7 +144,7 @@ def _refuse_without_images(skipped: dict[Path, Reason]) -> None:
 
 
 def _choose_series(images: dict[Path, Dataset], path: Path) -> tuple[dict[Path, Dataset], tuple[Flag, ...]]:
-    """The series of the file `path`; of a folder: originals before reformats, then the most slices, then pixels, UID.
+    """The series of the file `path`; of a folder: originals before reformats, then the most slices, then the UID.
 
     It is chosen before it is examined: when it turns out damaged the study is refused, not another series taken.
     """
@@ -162,9 +164,9 @@ def _choose_series(images: dict[Path, Dataset], path: Path) -> tuple[dict[Path, 
     return chosen, flags
 
 
-def _rank(datasets: list[Dataset]) -> tuple[bool, int, int]:
+def _rank(datasets: list[Dataset]) -> tuple[bool, int]:
     reformats = sum("DERIVED" in texts(dataset, "ImageType") for dataset in datasets)
-    return 2 * reformats <= len(datasets), len(datasets), int(datasets[0].Rows) * int(datasets[0].Columns)
+    return 2 * reformats <= len(datasets), len(datasets)
 
 
 def _is_lossy(dataset: Dataset) -> bool:

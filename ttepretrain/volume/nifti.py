@@ -17,6 +17,7 @@ from typing import BinaryIO
 import numpy as np
 from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
+from nibabel.spatialimages import HeaderDataError
 
 from ttepretrain.errors import BadStudy
 from ttepretrain.volume.checks import (
@@ -139,10 +140,13 @@ def _affine(header: Nifti1Header) -> tuple[np.ndarray, tuple[Flag, ...]]:
     sform, qform = (int(header[code]) > 0 for code in ("sform_code", "qform_code"))
     if not sform and not qform:
         raise BadStudy(Reason.BAD_AFFINE, "neither sform nor qform is set: left and right are unknown")
+    if header["pixdim"][0] == 0:
+        header["pixdim"][0] = 1  # as the standard says
     try:
-        affine_WHD = header.get_sform() if sform else header.get_qform()
-        other = header.get_qform() if sform and qform else affine_WHD
-    except (ValueError, ArithmeticError):
+        with np.errstate(all="ignore"):  # NaN is looked for below
+            affine_WHD = header.get_sform() if sform else header.get_qform()
+            other = header.get_qform() if sform and qform else affine_WHD
+    except (ValueError, ArithmeticError, HeaderDataError):
         raise BadStudy(Reason.BAD_AFFINE, "the quaternion is not a rotation") from None
     if not (np.isfinite(affine_WHD).all() and np.isfinite(other).all()):
         raise BadStudy(Reason.BAD_AFFINE, "NaN or infinity")
@@ -163,7 +167,8 @@ def _to_hu(stored: np.ndarray, slope: float, intercept: float) -> tuple[np.ndarr
             # int64: an unsigned 32-bit value plus a negative intercept fits nowhere smaller
             return (stored if intercept == 0 else stored.astype(np.int64) + int(intercept)).astype(np.int16), ()
     hu = stored.astype(np.float64 if native.itemsize == 8 else np.float32)
-    hu = (hu * slope + intercept).astype(np.float32)
+    with np.errstate(all="ignore"):  # what overflows is counted as infinite
+        hu = (hu * slope + intercept).astype(np.float32)
     bad = ~np.isfinite(hu)
     count = int(bad.sum())
     if count > MAX_NAN_FRACTION * hu.size:

@@ -12,6 +12,7 @@ from pydicom.pixels import get_decoder
 from ttepretrain.errors import BadStudy
 from ttepretrain.volume.checks import AIR_HU, Flag, Reason
 from ttepretrain.volume.series import SliceHeader, Stack
+from ttepretrain.volume.tags import numbers
 
 NATIVE_SYNTAXES = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
 LOSSLESS_SYNTAXES = (
@@ -75,10 +76,13 @@ def _slice_hu(header: SliceHeader, dataset: Dataset) -> np.ndarray:
 
 def _stored(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     """Stored values [H, W] with unused bits cleared, and where they are padding rather than measurements."""
-    bits, signed = int(dataset.BitsStored), int(dataset.PixelRepresentation) == 1
-    if not 1 <= bits <= 16 or int(dataset.HighBit) != bits - 1:
-        raise BadStudy(Reason.UNREADABLE, f"{bits} bits stored, highest bit {int(dataset.HighBit)}")
-    if not dataset.get("PixelData"):
+    bits, highest, signed = (
+        int(numbers(dataset, keyword, 1, Reason.UNREADABLE)[0])
+        for keyword in ("BitsStored", "HighBit", "PixelRepresentation")
+    )
+    if not 1 <= bits <= 16 or highest != bits - 1:
+        raise BadStudy(Reason.UNREADABLE, f"{bits} bits stored, highest bit {highest}")
+    if "PixelData" not in dataset:
         raise BadStudy(Reason.TRUNCATED, "a slice without pixels")
     native = dataset.file_meta.TransferSyntaxUID in NATIVE_SYNTAXES
     try:

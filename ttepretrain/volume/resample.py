@@ -2,7 +2,7 @@
 
 One operator: a Gaussian along the source's own axes, then trilinear interpolation at the grid's voxel centres,
 
-    out(p) = sum_j  trilinear(p; i) * gauss(i - j; sigma) * x(j),     sigma_a = sqrt(max(r_a^2 - 1, 0)) / 2.355
+    out(p) = sum_i trilinear(p, i) sum_j gauss(i - j; sigma) x(j),     sigma_a = sqrt(max(r_a^2 - 1, 0)) / 2.355
 
 where r_a is the extent of an output voxel along source axis a, in source voxels. The width makes the point spread of a
 scan with a full width at half maximum of one source voxel as wide as one output voxel (Cardoso et al., MICCAI 2015);

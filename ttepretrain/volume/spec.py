@@ -81,8 +81,8 @@ class VolumeConfig:
         if self.hu_range is not None:
             low_high = self.hu_range
             require(
-                len(low_high) == 2 and -32768 <= low_high[0] < low_high[1] <= 32767,
-                "volume.hu_range", low_high, "must be two increasing whole numbers that int16 can hold",
+                len(low_high) == 2 and -32768 <= low_high[0] <= -500 and low_high[0] < low_high[1] <= 32767,
+                "volume.hu_range", low_high, "must be two increasing int16, the first at most -500, which is air",
             )  # fmt: skip
         if self.windows is not None:
             require(

@@ -14,7 +14,7 @@ from ttepretrain.volume.checks import MIN_SLICES, Reason, check_scaling, check_s
 from ttepretrain.volume.image import ACQUISITION_KEYS
 from ttepretrain.volume.series import SliceHeader
 
-# All that is ever read from a file.
+# All that is ever read from a file; PixelData, the last, stays in it until it is needed.
 TAGS = """
     SOPClassUID SOPInstanceUID SeriesInstanceUID StudyInstanceUID PatientID Modality ImageType BurnedInAnnotation
     NumberOfFrames SamplesPerPixel PhotometricInterpretation PlanarConfiguration Rows Columns BitsAllocated BitsStored
@@ -28,7 +28,7 @@ KERNEL_NAMES = "STANDARD SOFT LUNG BONE BONEPLUS DETAIL EDGE CHST STND STD+ SMOO
 
 def slice_header(file: Path, dataset: Dataset) -> SliceHeader:
     """Geometry and scaling of one slice; BadStudy when they are missing or absurd."""
-    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    rows, columns = (int(numbers(dataset, keyword, 1, Reason.BAD_SHAPE)[0]) for keyword in ("Rows", "Columns"))
     check_shape((MIN_SLICES, rows, columns))  # the whole stack is checked when it is known
     spacing_HW_mm = numbers(dataset, "PixelSpacing", 2, Reason.BAD_SPACING)
     if min(spacing_HW_mm) <= 0:

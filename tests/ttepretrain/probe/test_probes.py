@@ -95,14 +95,29 @@ def test_ridge_means_the_same_per_row_in_both_probes():
     np.testing.assert_allclose(once(x), twice(x), atol=1e-4)
 
 
-def test_feature_space_is_white_on_train_and_drops_constant_and_duplicate_directions():
+def test_ridge_shrinks_the_directions_that_hardly_vary_most_in_both_probes():
+    """A feature in a hundredth of the unit has a hundred times the coefficient, and pays 10,000 times the penalty."""
+    random = np.random.default_rng(6)
+    x = random.normal(size=(400, 2))
+    event, time = np.ones(400, bool), random.exponential(np.exp(-x.sum(axis=1)))
+    probe_x = np.array([[0, 0], [1, 0], [1, 0.01]])
+    log_hazard = fit_cox(x * [1, 0.01], event, time, 0.1)(probe_x)
+    probability = fit_logistic(x * [1, 0.01], time < 0.7, 0.1)(probe_x)
+    for score in (log_hazard, np.log(probability / (1 - probability))):
+        assert score[1] - score[0] > 0.5
+        assert score[2] - score[1] < 0.02
+
+
+def test_feature_space_is_uncorrelated_on_train_and_drops_constant_and_duplicate_directions():
     random = np.random.default_rng(2)
     x = random.normal(size=(90, 5))
     x = np.column_stack([x, x[:, 0] * 3, np.full(90, 4.0)])
     space = FeatureSpace.fit(x, max_components=96)
     scores = space.transform(x)
     assert scores.shape == (90, 5)
-    np.testing.assert_allclose(np.cov(scores.T), np.eye(5), atol=1e-8)
+    covariance = np.cov(scores.T)
+    np.testing.assert_allclose(covariance, np.diag(np.diag(covariance)), atol=1e-8)
+    assert (np.diff(np.diag(covariance)) < 0).all()
     with pytest.raises(NotFitted, match="no feature varies"):
         FeatureSpace.fit(np.ones((10, 3)), 4)
 

@@ -490,3 +490,23 @@ def test_an_mr_series_is_no_ct(folder, chest, write_series):
 
     write_series(folder, *chest, edit=mr, syntax=ImplicitVRLittleEndian)
     assert reason_of(folder) == Reason.NOT_CT
+
+
+def test_mutated_headers_end_in_a_declared_reason(folder, chest, geometry, write_series):
+    """Bytes of one slice's header changed at random: the folder is read or refused, never another exception."""
+    hu_DHW = chest[0][:4, ::3, ::4]
+    files = write_series(folder, hu_DHW, geometry.dicom_affine(hu_DHW.shape, (8.0, 8.0, 9.0)))
+    whole = files[2].read_bytes()
+    rng = np.random.default_rng(11)
+    reasons = set()
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for at in rng.integers(0, len(whole) - hu_DHW[0].size * 2, rng.integers(1, 5)):
+            damaged[at] = rng.integers(256)
+        files[2].write_bytes(damaged)
+        try:
+            read_ct(folder)
+        except BadStudy as refusal:
+            reasons.add(refusal.code)
+    assert reasons <= set(Reason)
+    assert len(reasons) > 4

@@ -98,6 +98,7 @@ def test_a_scaling_that_cannot_be_meant_is_never_taken_as_none(scan, values):
         ([("<f", PIXDIM + 8, math.nan)], Reason.BAD_AFFINE),
         ([("<2h", QFORM_CODE, 0, 0)], Reason.BAD_AFFINE),
         ([("<h", SFORM_CODE, 0), ("<3f", QUATERN_B, 9.0, 9.0, 9.0)], Reason.BAD_AFFINE),
+        ([("<f", PIXDIM, 0.5)], Reason.BAD_AFFINE),
         ([("<f", SFORM + 4, -7.0)], Reason.BAD_AFFINE),  # sheared by 52 degrees
         ([("<f", SFORM, -0.01)], Reason.BAD_SPACING),
         ([("<f", SFORM, -50.0)], Reason.BAD_SPACING),

@@ -1,0 +1,152 @@
+"""Outcomes of the probes, by hand."""
+
+from datetime import datetime, timedelta
+
+import pytest
+
+from ehr.phenotypes import read_phenotypes
+from ttepretrain.errors import ConfigError
+
+T0 = datetime(2150, 6, 1, 12)
+DAY = timedelta(days=1)
+HOUR = timedelta(hours=1)
+IN, OUT = "HOSPITAL_ADMISSION//ER", "HOSPITAL_DISCHARGE//HOME"
+READMISSION = {"readmission": {"codes": ["HOSPITAL_ADMISSION*"], "after_stay": True, "horizons_days": [30]}}
+
+
+@pytest.fixture
+def outcome(tmp_path, meds, label):
+    """Function: (rows of subject 1, phenotypes, config) -> {horizon: row} of the first phenotype."""
+
+    def run(rows: list[tuple], phenotypes: dict, **config) -> dict:
+        date_only = config.pop("scan_date_only", False)
+        rows = [(1, T0 + when, code) for when, code in rows]
+        rows += [(8, T0 + 3 * DAY, "Q/A"), (8, T0 + 5 * DAY, "Q/B"), (9, T0 + 5 * DAY, "Q/B")]
+        t0 = T0.replace(hour=0) if date_only else T0
+        studies = meds.studies([(1, t0, "train", date_only), (8, T0, "train"), (9, T0, "train")])
+        result = label(meds.write(tmp_path / "ehr", [rows]), studies, phenotypes, **config)
+        mine = result.phenotypes.filter(study_id="s00", phenotype=next(iter(phenotypes)))
+        return {row["horizon_days"]: row for row in mine.to_dicts()}
+
+    return run
+
+
+def test_an_event_is_true_from_its_horizon_on_and_the_time_is_the_same_in_every_row(outcome):
+    """T = 30 exactly: inside the horizon of 30 days."""
+    rows = outcome([(30 * DAY, "Q/C"), (400 * DAY, "Q/end")], {"p": {"codes": ["Q/C"], "horizons_days": [29, 30, 365]}})
+    assert {h: row["label"] for h, row in rows.items()} == {29.0: False, 30.0: True, 365.0: True, None: True}
+    assert {(row["event"], row["competing"], row["time_days"]) for row in rows.values()} == {(True, False, 30.0)}
+
+
+def test_censoring_before_the_horizon_is_null_and_at_the_horizon_is_false(outcome):
+    rows = outcome([(30 * DAY, "Q/end")], {"p": {"codes": ["Q/C"], "horizons_days": [30, 31]}})
+    assert {h: row["label"] for h, row in rows.items()} == {30.0: False, 31.0: None, None: None}
+    assert {row["event"] for row in rows.values()} == {False}
+
+
+@pytest.mark.parametrize(("rule", "expected"), [("negative", False), ("censored", None)])
+def test_death_before_the_horizon_is_what_the_configuration_says(outcome, rule, expected):
+    phenotype = {"p": {"codes": ["Q/C"], "horizons_days": [10, 365]}}
+    rows = outcome([(20 * DAY, "MEDS_DEATH")], phenotype, death_before_horizon=rule)
+    assert (rows[10.0]["label"], rows[365.0]["label"]) == (False, expected)
+    assert rows[None]["label"] is None
+    assert rows[None]["competing"]
+
+
+def test_death_is_no_competitor_of_itself(outcome):
+    rows = outcome([(20 * DAY, "MEDS_DEATH")], {"mortality": {"codes": ["MEDS_DEATH"], "horizons_days": [30]}})
+    assert (rows[30.0]["label"], rows[30.0]["competing"], rows[30.0]["time_days"]) == (True, False, 20.0)
+
+
+@pytest.mark.parametrize(
+    ("records", "event_days"),
+    [
+        ([(-2 * DAY, IN), (5 * DAY, OUT), (20 * DAY, IN)], 20.0),  # ordinary
+        ([(-2 * DAY, IN), (3 * DAY, IN), (5 * DAY, OUT), (6 * DAY, IN), (9 * DAY, OUT)], 3.0),  # own stay has no end
+        ([(-2 * DAY, IN), (5 * DAY, OUT), (5 * DAY, IN)], None),  # at the very moment of the discharge
+        ([(20 * DAY, IN)], 20.0),  # an outpatient's scan
+        ([(2 * HOUR, IN), (4 * DAY, OUT)], None),  # admitted from the scan, inside the blackout
+        ([(-9 * DAY, IN), (-3 * DAY, OUT), (4 * DAY, IN)], 4.0),  # the stay before is over
+        ([(-2 * DAY, IN), (3 * DAY, OUT), (60 * DAY, IN)], 60.0),
+    ],
+)
+def test_readmission_starts_after_the_scans_own_stay(outcome, records, event_days):
+    rows = outcome([*records, (90 * DAY, "Q/end")], READMISSION)
+    assert rows[None]["event"] is (event_days is not None)
+    assert rows[None]["time_days"] == (event_days or 90.0)
+    assert rows[30.0]["label"] is (event_days is not None and event_days <= 30)
+
+
+@pytest.mark.parametrize(
+    ("when", "scan_date_only", "inside"),
+    [
+        (-DAY, False, True), (DAY, False, True), (-DAY - timedelta(microseconds=1), False, False),
+        (DAY + timedelta(microseconds=1), False, False),
+        (-12 * HOUR, False, True),  # date of the scan's day
+        (-36 * HOUR, False, False), (12 * HOUR, False, False),  # dates that only overlap the window
+        (-12 * HOUR, True, True), (11 * HOUR, True, True),  # date-only scan: its own day, whatever the hour
+        (-13 * HOUR, True, False), (-36 * HOUR, True, False), (13 * HOUR, True, False),
+    ],
+)  # fmt: skip
+def test_a_diagnosis_is_a_closed_window_around_the_scan(outcome, when, scan_date_only, inside):
+    phenotype = {"pe": {"codes": ["Q/C"], "kind": "diagnosis"}}
+    rows = outcome([(when, "Q/C"), (30 * DAY, "Q/end")], phenotype, scan_date_only=scan_date_only)
+    assert list(rows) == [None]
+    assert (rows[None]["kind"], rows[None]["label"], rows[None]["event"]) == ("diagnosis", inside, inside)
+    assert rows[None]["time_days"] is None
+
+
+def test_a_later_start_moves_the_risk_set_and_an_earlier_one_never_beats_the_blackout(outcome, tmp_path):
+    late = {"p": {"codes": ["Q/C"], "start_days": 10, "horizons_days": [40]}}
+    rows = outcome([(10 * DAY, "Q/C"), (50 * DAY, "Q/end")], late)
+    assert not rows[40.0]["label"]
+    early = {"p": {"codes": ["Q/C"], "start_days": 0, "horizons_days": [40]}}
+    (tmp_path / "ehr").rename(tmp_path / "first")
+    assert not outcome([(DAY, "Q/C"), (50 * DAY, "Q/end")], early)[40.0]["label"]
+
+
+def test_incident_leaves_out_studies_with_history_but_never_readmission(outcome, tmp_path):
+    records = [(-9 * DAY, IN), (-3 * DAY, OUT), (-2 * DAY, "Q/C"), (40 * DAY, "Q/C"), (50 * DAY, IN)]
+    assert outcome(records, {"p": {"codes": ["Q/C"]}}, recurrence="incident") == {}
+    (tmp_path / "ehr").rename(tmp_path / "first")
+    assert outcome(records, READMISSION, recurrence="incident")[None]["event"]
+
+
+def test_unknown_codes_are_counted_and_their_phenotype_never_happens(tmp_path, meds, label):
+    rows = [(1, T0 + 3 * DAY, "Q/A"), (2, T0 + 5 * DAY, "Q/B")]
+    phenotypes = {"p": {"codes": ["GONE/1", "NEVER/*", "Q/A"]}, "q": {"codes": ["GONE/2"], "horizons_days": [2]}}
+    studies = meds.studies([(1, T0, "train"), (2, T0, "train")])
+    result = label(meds.write(tmp_path / "ehr", [rows]), studies, phenotypes, exclude_phenotypes=False)
+    assert result.counts["phenotypes_unmatched"] == {"p": ["GONE/1", "NEVER/*"], "q": ["GONE/2"]}
+    assert result.phenotypes.filter(phenotype="q", horizon_days=2.0)["label"].to_list() == [False, False]
+
+
+@pytest.mark.parametrize("name", ["default", "mimic_demo"])
+def test_the_shipped_files_hold_the_phenotypes_of_the_paper(repository, name):
+    phenotypes = read_phenotypes(repository / "configs" / "phenotypes" / f"{name}.yaml")
+    assert len(phenotypes) == 9
+    assert [n for n, p in phenotypes.items() if p.kind == "diagnosis"] == ["pulmonary_embolism"]
+    assert sum(len(p.horizons_days) for p in phenotypes.values()) + 1 == 8  # the binary tasks
+    assert sum(p.kind == "prognosis" for p in phenotypes.values()) == 8  # the time-to-event tasks
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("phenotypes: {a: {codes: [X], horizon_days: [3]}}", "did you mean horizons_days"),
+        ("phenotypes: {a: {kind: prognosis}}", r"phenotypes\.a needs `codes"),
+        ("phenotypes: {a: {codes: X}}", "are lists"),
+        ("phenotypes: {a: {codes: [1]}}", r"phenotypes\.a\.codes"),
+        ("phenotypes: {a: {codes: [X], horizons_days: [-3]}}", "must be positive"),
+        ("phenotypes: {a: {codes: [X], horizons_days: [soon]}}", "numbers of days"),
+        ("phenotypes: {a: {codes: [X], kind: diagnostic}}", "did you mean 'diagnosis'"),
+        ("phenotypes: {a: {codes: [X], window_days: [1, -1]}}", r"must be \[from, to\]"),
+        ("phenotype: {a: {codes: [X]}}", "one key `phenotypes`"),
+        ("phenotypes: []", "mapping of names"),
+    ],
+)
+def test_a_mistake_in_the_file_is_named(tmp_path, text, message):
+    path = tmp_path / "p.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_phenotypes(path)

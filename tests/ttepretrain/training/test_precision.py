@@ -1,0 +1,38 @@
+import numpy as np
+import pytest
+import torch
+
+from ttepretrain.testing import tiny_model
+from ttepretrain.training.precision import MAX_DIFFERENCE, MixedPrecision, bf16_difference, choose_precision
+
+SHAPE_DHW = (9, 10, 11)
+
+
+@pytest.fixture
+def model():
+    return tiny_model(np.full((4, 5), -9.03, np.float32))
+
+
+@pytest.fixture
+def volume_BDHW():
+    return torch.randint(-1000, 1000, (2, *SHAPE_DHW), generator=torch.Generator().manual_seed(0), dtype=torch.int16)
+
+
+def test_right_kernels_pass_the_self_test_and_wrong_ones_fail(model, volume_BDHW):
+    assert 0 < bf16_difference(model, volume_BDHW) < MAX_DIFFERENCE
+    right = model.encoder.trunk[0].forward
+    # A kernel that is wrong in bf16 alone.
+    model.encoder.trunk[0].forward = lambda x: right(x) * (1.2 if torch.is_autocast_enabled("cpu") else 1.0)
+    model.encoder.trunk[1] = torch.nn.Identity()  # a norm would hide the factor
+    assert bf16_difference(model, volume_BDHW) > MAX_DIFFERENCE
+
+
+def test_bf16_keeps_the_table_of_log_hazards_exact(model, volume_BDHW):
+    """bf16 would round -9.03 to -9.0."""
+    log_hazard_BTK = MixedPrecision(model, bf16=True)(volume_BDHW)
+    assert torch.equal(log_hazard_BTK, torch.full((2, 4, 5), -9.03))
+
+
+def test_chosen_precision_is_the_given_one(model):
+    assert choose_precision("bf16", model, SHAPE_DHW, torch.device("cpu")) == "bf16"
+    assert choose_precision("fp32", model, SHAPE_DHW, torch.device("cpu")) == "fp32"
