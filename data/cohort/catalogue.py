@@ -22,6 +22,7 @@ from data.cohort.families import (
 from data.cohort.latents import LATENTS, PHENOTYPES, weight_vector
 
 CLINICAL_FINDING, DRUGS = "SNOMED/404684003", "ATC/drugs"
+CHEST_CT = "CPT4/71260"
 OBSERVATIONS, PROCEDURES = "LOINC/LP0", "CPT4/procedures"
 NO_WEIGHTS = np.zeros(len(LATENTS))
 NUMBERING = {
@@ -78,6 +79,10 @@ def build_catalogue(share: float) -> Catalogue:
     builder.add(DRUGS, "Drug", ())
     builder.add(OBSERVATIONS, "Laboratory and vital signs", ())
     builder.add(PROCEDURES, "Procedure", ())
+    builder.add(CHEST_CT, "Computed tomography of the chest with contrast", (PROCEDURES,))
+    for phenotype in PHENOTYPES:
+        if not phenotype.descendants:  # death and admissions: no part of the tree, see records.py
+            builder.add(phenotype.code, phenotype.title, ())
     for index, family in enumerate(FAMILIES):
         _add_family(builder, index, family)
     for title in ROUTINE_LABS:
@@ -108,7 +113,7 @@ def _add_phenotypes(builder: _Builder) -> None:
     """The probe phenotypes' nodes. The node and its descendants share its hazard, so the sum stays log-linear."""
     parent = builder.add(builder.code("SNOMED"), "Radiographic and cardiopulmonary finding", (CLINICAL_FINDING,))
     for phenotype in PHENOTYPES:
-        if not phenotype.descendants:  # death and admissions are no part of the tree
+        if not phenotype.descendants:
             continue
         weights_L = weight_vector(phenotype.weights)
         rate = phenotype.per_year / (1 + len(phenotype.descendants))

@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 
 from data.cohort import latents as exam
-from data.cohort.catalogue import Catalogue
+from data.cohort.catalogue import CHEST_CT, Catalogue
 from data.cohort.families import FAMILIES
 from data.cohort.latents import PHENOTYPES, Latents, Size, weight_vector
 
@@ -218,7 +218,7 @@ def _scan_visits(rng, latents: Latents, catalogue: Catalogue, course: Course, st
         for index, f in enumerate(FAMILIES)
         if f.sensitivity
     ]
-    rows, days, codes = [studies.subject_S], [studies.day_S], [np.full(len(studies.day_S), "CPT4/71260", object)]
+    rows, days, codes = [studies.subject_S], [studies.day_S], [np.full(len(studies.day_S), CHEST_CT, object)]
     names = np.array(catalogue.codes, object)
     longest_S = np.maximum(course.end_N[studies.subject_S] - studies.day_S, 0)
     for weights, sensitivity, members in conditions:
@@ -253,12 +253,14 @@ def _life(rng, latents: Latents, course: Course) -> dict:
 
 def write_meds(folder: Path, events: pl.DataFrame, course: Course, catalogue: Catalogue, size: Size) -> None:
     """MEDS data set: data/<split>/N.parquet, metadata/{dataset.json,codes.parquet,subject_splits.parquet}."""
+    from meds import CodeMetadataSchema, DataSchema, SubjectSplitSchema
+
     for (name, _), shards in zip(exam.SPLITS, size.shards):
         (folder / "data" / name).mkdir(parents=True)
         members = course.subject_id_N[course.split_N == name]
         for shard, ids in enumerate(np.array_split(members, shards)):
             part = events.filter(pl.col("subject_id").is_in(pl.Series(ids).implode()))
-            part.write_parquet(folder / "data" / name / f"{shard}.parquet", compression="zstd")
+            _write_table(part, DataSchema, folder / "data" / name / f"{shard}.parquet")
     metadata = folder / "metadata"
     metadata.mkdir()
     dataset = {
@@ -271,14 +273,19 @@ def write_meds(folder: Path, events: pl.DataFrame, course: Course, catalogue: Ca
         "license": "Apache-2.0",
     }
     (metadata / "dataset.json").write_text(json.dumps(dataset, indent=1) + "\n")
-    pl.DataFrame(
-        {
-            "code": catalogue.codes,
-            "description": catalogue.descriptions,
-            "parent_codes": [list(p) for p in catalogue.parents],
-        },
-        schema={"code": pl.String, "description": pl.String, "parent_codes": pl.List(pl.String)},
-    ).write_parquet(metadata / "codes.parquet")
-    pl.DataFrame(
-        {"subject_id": course.subject_id_N, "split": pl.Series(list(course.split_N), dtype=pl.String)}
-    ).write_parquet(metadata / "subject_splits.parquet")
+    codes = {
+        "code": catalogue.codes,
+        "description": catalogue.descriptions,
+        "parent_codes": [list(parents) for parents in catalogue.parents],
+    }
+    types = {"code": pl.String, "description": pl.String, "parent_codes": pl.List(pl.String)}
+    _write_table(pl.DataFrame(codes, schema=types), CodeMetadataSchema, metadata / "codes.parquet")
+    splits = pl.DataFrame({"subject_id": course.subject_id_N, "split": list(course.split_N)})
+    _write_table(splits, SubjectSplitSchema, metadata / "subject_splits.parquet")
+
+
+def _write_table(frame: pl.DataFrame, schema, path: Path) -> None:
+    """Parquet with the standard's own Arrow types (polars writes large strings and lists)."""
+    from pyarrow import parquet
+
+    parquet.write_table(schema.align(frame.to_arrow()), path, compression="zstd")

@@ -82,7 +82,7 @@ def test_every_study_and_task_of_the_mimic_demo_equals_plain_loops(demo, studies
 
 
 def test_dirt_of_the_demo_is_counted(demo, studies, repository):
-    """626 events after death, and no code of the phenotype file that the demo does not know."""
+    """626 events after death, and the one code of the phenotype file that the demo does not hold."""
     config = EhrConfig(phenotypes=str(repository / "configs/phenotypes/mimic_demo.yaml"))
     result = build_labels(demo, None, studies, config, lambda f, xs: [f(x) for x in xs], {"hash": "", "count": 80})
     counts = result.counts
@@ -90,4 +90,4 @@ def test_dirt_of_the_demo_is_counted(demo, studies, repository):
     assert counts["events"]["rows"] == 916_166
     assert counts["events"]["after_death"] == 626
     assert counts["codes"]["undescribed"] == 4374
-    assert counts["phenotypes_unmatched"] == {}
+    assert counts["phenotypes_unmatched"] == {"cardiomegaly": ["DIAGNOSIS//ICD//10//I517"]}
