@@ -42,6 +42,7 @@ def pretrain(config: RunConfig, ranks, signals: StopSignals) -> None:
     """Train to the end in the arm's folder, or go on there. Collective."""
     import torch
 
+    from ttepretrain.export import refuse_small_counts
     from ttepretrain.models.model import build_model
     from ttepretrain.survival.prefit import bias_table
     from ttepretrain.training.precision import choose_precision
@@ -51,9 +52,13 @@ def pretrain(config: RunConfig, ranks, signals: StopSignals) -> None:
     with ExitStack() as held:
         ranks.first(lambda: held.enter_context(_locked(folder)))
         train, tuning = open_studies(config)
+        refuse_small_counts(train.tasks, config.ehr.min_patients)  # now, not when the first epoch has been paid for
         bias_TK = torch.from_numpy(bias_table(train.labels, train.tasks))
         model = build_model(config.model, train.spec, bias_TK, config.train.seed).to(ranks.device)
-        precision = choose_precision(config.train.precision, model, train.spec.shape_DHW, ranks.device)
+        # One rank decides: another kind of CPU among them must not split the run.
+        precision = ranks.first(
+            lambda: choose_precision(config.train.precision, model, train.spec.shape_DHW, ranks.device)
+        )
         supply = supply_of(config, train, tuning, ranks, precision)
         trainer = Trainer(folder, model, train.tasks, config.train, supply, ranks, precision, signals)
         trainer.resume()

@@ -52,7 +52,7 @@ def run(arguments: list[str]) -> None:
 
 
 def print_info(folder: Path) -> None:
-    from ttepretrain.export import read_export
+    from ttepretrain.export_folder import read_export
 
     export = read_export(folder)
     spec, tasks = export.spec, export.tasks
@@ -87,7 +87,8 @@ def embed_scans(folder: Path, inputs: Sequence[Path], output: Path, batch_size: 
         raise ConfigError(f"--output: the folder {output.absolute().parent} does not exist")
     scans = find_scans(inputs)
     from ttepretrain.embedding_table import EmbeddingTable, write_quarantine
-    from ttepretrain.export import load_encoder, read_export
+    from ttepretrain.export import load_encoder
+    from ttepretrain.export_folder import read_export
 
     table = EmbeddingTable(output, read_export(folder).fingerprint)
     todo = [scan for scan in scans if scan.key not in table.rows]

@@ -1,33 +1,20 @@
-"""Export: the folder that carries a trained model away from its run.
-
-    export/
-      model.safetensors   all weights, fp32
-      config.json         encoder, head, volume spec, provenance, versions
-      tasks.json          TaskSet; descriptions of open vocabularies only, unless asked for
-      manifest.json       sha256 of the three files above
-      README.md           model card; not in the manifest, for the publisher completes it
-
-Written whole or not at all; read only when every checksum holds. No file in it can run code.
-"""
+"""Write and load an export: the folder that carries a trained model away from its run (layout: export_folder.py)."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import shutil
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 import ttepretrain
 from ttepretrain.embedder import Embedder
 from ttepretrain.errors import IntegrityError, LeakageError
+from ttepretrain.export_folder import CHECKED, SCHEMA_VERSION, previous_of, read_export, read_weights
 from ttepretrain.files import sha256_of, sync, write_json
 from ttepretrain.model_card import model_card
 from ttepretrain.models.config import ModelConfig
@@ -36,26 +23,8 @@ from ttepretrain.models.weights import load_strict, refuse_not_finite
 from ttepretrain.tasks import TaskSet
 from ttepretrain.volume.spec import PREPROCESS_VERSION, VolumeSpec
 
-SCHEMA_VERSION = 1
-CHECKED = ("model.safetensors", "config.json", "tasks.json")
 # Free to redistribute with their texts. SNOMED CT, CPT-4 and the like are licensed, local texts may name people.
 OPEN_VOCABULARIES = frozenset({"ICD9CM", "ICD9Proc", "ICD10CM", "ICD10PCS", "LOINC", "RxNorm", "CVX"})
-
-
-@dataclass(frozen=True)
-class Export:
-    """What a verified export says about itself."""
-
-    folder: Path
-    model: ModelConfig  # init is always random here: the weights are in the folder
-    feature_dim: int
-    spec: VolumeSpec
-    preprocess_version: int
-    tasks: TaskSet
-    provenance: dict
-    synthetic: bool
-    versions: dict[str, str]
-    fingerprint: str  # sha256 of the manifest: equal only for equal weights, configuration and tasks
 
 
 def write_export(
@@ -109,48 +78,6 @@ def refuse_small_counts(tasks: TaskSet, min_patients: int) -> None:
         )
 
 
-def read_export(folder: Path) -> Export:
-    """Verified description of an export. Raises IntegrityError for a missing, damaged or newer one."""
-    folder = Path(folder)
-    if not folder.exists() and _previous(folder).exists():  # a writer died between its two renames
-        folder = _previous(folder)
-    try:
-        manifest = (folder / "manifest.json").read_bytes()
-        expected = json.loads(manifest)["sha256"]
-        for name in CHECKED:
-            if sha256_of(folder / name) != expected[name]:
-                raise IntegrityError(f"{folder / name} does not match manifest.json; copy the export again")
-        config = json.loads((folder / "config.json").read_bytes())
-        if config["schema_version"] > SCHEMA_VERSION:
-            raise IntegrityError(
-                f"{folder}: schema_version {config['schema_version']}, this release reads {SCHEMA_VERSION}; update it"
-            )
-        return Export(
-            folder=folder,
-            model=ModelConfig(**config["model"] | {"init": "random"}),
-            feature_dim=config["feature_dim"],
-            spec=VolumeSpec.from_json(config["volume"]),
-            preprocess_version=config["volume"]["preprocess_version"],
-            tasks=TaskSet.load(folder / "tasks.json"),
-            provenance=config["provenance"],
-            synthetic=bool(config["provenance"]["synthetic"]),
-            versions=config["versions"],
-            fingerprint=hashlib.sha256(manifest).hexdigest(),
-        )
-    except OSError as error:
-        raise IntegrityError(f"{folder} is no complete export: {Path(error.filename).name}: {error.strerror}") from None
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise IntegrityError(f"{folder} is no export: {error!r}") from None
-
-
-def read_weights(export: Export) -> dict[str, Tensor]:
-    """All tensors of the export, on the CPU."""
-    try:
-        return load_file(export.folder / "model.safetensors")
-    except SafetensorError as error:
-        raise IntegrityError(f"{export.folder / 'model.safetensors'} cannot be read: {error}") from None
-
-
 def load_model(folder: Path | str) -> TTEModel:
     """The exported model in eval mode, bit for bit. Raises IntegrityError unless every weight matches."""
     export = read_export(Path(folder))
@@ -195,14 +122,10 @@ def _publishable(tasks: TaskSet, descriptions: bool) -> TaskSet:
 
 def _swap(new: Path, folder: Path) -> None:
     """Put `new` in the place of `folder`. At every instant `folder` or its `.previous` is whole."""
-    previous = _previous(folder)
+    previous = previous_of(folder)
     if folder.exists():
         shutil.rmtree(previous, ignore_errors=True)
         folder.rename(previous)
     new.rename(folder)
     sync(folder.parent)
     shutil.rmtree(previous, ignore_errors=True)
-
-
-def _previous(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.previous")

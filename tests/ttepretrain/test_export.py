@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save
 from ttepretrain import export as export_module
 from ttepretrain import load_encoder, load_model
 from ttepretrain.errors import ExitCode, IntegrityError, LeakageError
-from ttepretrain.export import read_export, read_weights, write_export
+from ttepretrain.export import write_export
+from ttepretrain.export_folder import read_export, read_weights
 from ttepretrain.files import sha256_of
 from ttepretrain.models.config import ModelConfig
 from ttepretrain.tasks import Task

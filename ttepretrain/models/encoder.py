@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ttepretrain.errors import ConfigError
+from ttepretrain.export_folder import read_export, read_weights
 from ttepretrain.models.config import ModelConfig
 from ttepretrain.models.densenet import densenet121_trunk
 from ttepretrain.models.resnet import resnet_trunk
@@ -88,8 +89,6 @@ def _use_group_norm(module: nn.Module) -> None:
 
 
 def _load_from_export(encoder: Encoder, config: ModelConfig) -> None:
-    from ttepretrain.export import read_export, read_weights  # an export is built on this module
-
     export = read_export(Path(config.init))
     for key in ("encoder", "norm"):
         ours, theirs = getattr(config, key), getattr(export.model, key)

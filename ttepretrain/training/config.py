@@ -17,7 +17,7 @@ class TrainConfig:
     warmup_fraction: float = 0.05  # of all steps
     weight_decay: float = 0.05  # on matrices and kernels; never on norms, biases and the bias table
     grad_clip: float = 1.0  # global norm
-    precision: str = "auto"  # fp32 | bf16 | auto: bf16 on a GPU whose self-test agrees with fp32, else fp32
+    precision: str = "auto"  # fp32 | bf16 | auto: bf16 where the device computes it and a self-test agrees with fp32
     zero_stage: int = 0  # DeepSpeed ZeRO 0..3: what ranks share out: nothing, optimizer, gradients, weights
     augment: bool = True
     seed: int = 0
