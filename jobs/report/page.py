@@ -12,7 +12,7 @@ from jobs.config import RunConfig
 from jobs.provenance import provenance
 from jobs.report import figures
 from jobs.report.console import short
-from jobs.report.tables import MIN_CELL, count_text, facts, merge_small, metric_table
+from jobs.report.tables import MIN_CELL, arm_label, count_text, facts, merge_small, metric_table, minus_html
 from ttepretrain.evaluation.table import BASELINE, ORACLE, TRAINED, Metric
 from ttepretrain.files import write_atomic
 from ttepretrain.tasks import TaskSet
@@ -26,8 +26,8 @@ SYNTHETIC = (
 METHOD = (
     "<h2>Method</h2><p>Encoders are frozen. Scaler, principal components and probes are fitted on train; the number "
     "of components and the ridge are chosen on tuning from one grid for all arms; held-out studies are scored once. "
-    "Closed gap = (mean C of the arm &minus; mean C untrained) / (mean C oracle &minus; mean C untrained) over the phenotypes, "
-    "death apart. The oracle ranks by the true log-hazard of what a scan shows. "
+    "Closed gap = (mean C of the arm &minus; mean C untrained) / (mean C oracle &minus; mean C untrained) over the "
+    "phenotypes, death apart. The oracle ranks by the true log-hazard of what a scan shows. "
     f"Counts below {MIN_CELL}, and values of phenotypes with fewer events, are not shown.</p>"
 )
 
@@ -91,15 +91,16 @@ def _cards(rows: Sequence[Metric]) -> str:
         row = by_key.get((metric, arm, baseline))
         if row is None:
             continue
-        value = "&ndash;" if math.isnan(row.value) else short(row.value)
-        interval = row.reason or ("" if math.isnan(row.lo) else f"95 % interval {short(row.lo)} to {short(row.hi)}")
-        below = f"<small>{escape(interval)}</small>"
+        value = "&ndash;" if math.isnan(row.value) else minus_html(row.value)
+        interval = "" if math.isnan(row.lo) else f"95 % interval {minus_html(row.lo)} to {minus_html(row.hi)}"
+        below = f"<small>{escape(row.reason) if row.reason else interval}</small>"
         cards.append(f"<div class='{style}'><small>{label}</small><b>{value}</b>{below}</div>")
     return f"<div class=cards>{''.join(cards)}</div>"
 
 
 def _prognosis(rows: Sequence[Metric]) -> str:
     forest = figures.forest(rows, "harrell_c")
+    legend = " &ensp; ".join(arm_label(arm) for arm in dict.fromkeys(row.arm for row in rows))
     return (
         "<h2>Ranking by time to event</h2>"
         "<p>Harrell's C of a Cox probe on frozen features, held-out studies. Small numbers are 95 % intervals from "
@@ -107,7 +108,7 @@ def _prognosis(rows: Sequence[Metric]) -> str:
         "The mean leaves death out, which is a pretraining task."
         "</p>"
         + metric_table(rows, "harrell_c")
-        + _figure(forest, f"Phenotypes with fewer than {MIN_CELL} held-out events are not drawn.")
+        + _figure(forest, f"{legend} &ensp; Phenotypes with fewer than {MIN_CELL} held-out events are not drawn.")
     )
 
 
@@ -212,7 +213,7 @@ def _method(config: RunConfig) -> str:
             lines.append((f"{arm}, {name}", setting))
         if probe["dropped"]:
             lines.append((f"{arm}, fits that failed", len(probe["dropped"])))
-    versions = provenance(["ttepretrain", "torch", "lifelines", "scikit-learn"])
+    versions = provenance(["torch", "lifelines", "scikit-learn"])
     revision = (versions["git_revision"] or "no git revision")[:12] + (" + changes" if versions["git_changed"] else "")
     packages = ", ".join(f"{name} {number}" for name, number in versions["versions"].items())
     lines.append(("bootstrap", f"{config.eval.bootstraps} resamples of patients, seed {config.eval.seed}"))

@@ -37,16 +37,19 @@ def events_text(row: Metric) -> str:
     return str(row.events) if row.n - row.events >= MIN_CELL else f"&gt; {row.n - MIN_CELL}"
 
 
-def value_html(row: Metric | None, digits: int = 2) -> str:
+def minus_html(value: float) -> str:
+    return short(value).replace("-", "&minus;")
+
+
+def value_html(row: Metric | None) -> str:
     if row is None:
         return "<td class='v'></td>"
     if is_small(row):
         return "<td class='v off' title='small cell'>&ndash;</td>"
     if math.isnan(row.value):
         return f"<td class='v off' title='{escape(row.reason or '')}'>&ndash;</td>"
-    low, high = (short(v, digits).replace("-", "&minus;") for v in (row.lo, row.hi))
-    interval = "" if math.isnan(row.lo) else f"<span>{low} to {high}</span>"
-    value = short(row.value, digits).replace("-", "&minus;")
+    interval = "" if math.isnan(row.lo) else f"<span>{minus_html(row.lo)} to {minus_html(row.hi)}</span>"
+    value = minus_html(row.value)
     sign = "+" if row.baseline and row.metric != "closed_gap" and row.value > 0 else ""
     clear = " clear" if row.baseline and not row.lo <= 0 <= row.hi and not math.isnan(row.lo) else ""
     return f"<td class='v{clear}'>{sign}{value}{interval}</td>"
@@ -76,9 +79,14 @@ def metric_table(rows: Sequence[Metric], metric: str) -> str:
     return f"<table class='metrics'><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
 
 
+def arm_label(arm: str) -> str:
+    """Name with the arm's colour in figures."""
+    return f"<i class='dot {escape(arm)}'></i>{escape(title(arm))}"
+
+
 def _column(arm: str, baseline: str | None) -> str:
     if baseline is None:
-        return f"<i class='dot {escape(arm)}'></i>{escape(title(arm))}"
+        return arm_label(arm)
     return f"{escape(title(arm))} &minus; {escape(title(baseline).lower())}"
 
 

@@ -31,8 +31,10 @@ from ttepretrain.models.model import build_model
 from ttepretrain.testing import random_task_set
 from ttepretrain.volume.spec import VolumeSpec
 
+pytestmark = pytest.mark.slow
+
 N = 240
-STUDY_IDS = [f"S{i:04d}" for i in range(N)]
+STUDY_IDS = [f"STUDY-{i:04d}" for i in range(N)]
 SPEC = VolumeSpec((5.0, 4.0, 3.0), (16, 18, 20), (-1024, 3071), ((-600.0, 1500.0), (40.0, 400.0)))
 SALT = b"s" * 32
 CONFIG = """
@@ -46,7 +48,7 @@ eval: {bootstraps: 100, horizons_days: [180]}
 
 def studies_frame():
     split = np.repeat(["train", "tuning", "held_out"], [140, 30, 70])
-    return pl.DataFrame({"study_id": STUDY_IDS, "subject_id": np.arange(N) + 5000, "split": split})
+    return pl.DataFrame({"study_id": STUDY_IDS, "subject_id": np.arange(N) + 7_000_000_000, "split": split})
 
 
 def survival(random, log_hazard):
@@ -276,7 +278,7 @@ def test_the_report_stands_alone_and_names_nobody(run):
     assert "Synthetic data" in page
     keys = pl.read_parquet(run[1].prepared_folder / "keys.parquet")
     for column in ("study_id", "subject_id", "study_key", "subject_key"):
-        assert not any(str(value) in page for value in keys[column] if len(str(value)) > 4)
+        assert not any(str(value) in page for value in keys[column])
     assert "&lt; 11" in page  # four studies have the event of `rare`
     # 3, 2 and 12 studies were lost: the small counts stand together, with the one that would tell them
     assert "no follow-up after the blackout, no record in the EHR, refused: CRC</td><td class=v>17<" in page

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ttepretrain.errors import ConfigError
 from ttepretrain.export_folder import read_export, read_weights
 from ttepretrain.models.config import ModelConfig
+from ttepretrain.models.conv import multiply_small_maps
 from ttepretrain.models.densenet import densenet121_trunk
 from ttepretrain.models.resnet import resnet_trunk
 from ttepretrain.models.weights import load_strict
@@ -66,6 +67,7 @@ def build_encoder(config: ModelConfig, in_channels: int, seed: int) -> Encoder:
     """
     with torch.random.fork_rng(devices=[]):  # layers draw from the global state when they are made
         trunk, feature_dim = TRUNKS[config.encoder](in_channels)
+    multiply_small_maps(trunk)
     if config.norm == "group":
         _use_group_norm(trunk)
     generator = torch.Generator().manual_seed(seed)

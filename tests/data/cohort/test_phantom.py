@@ -91,7 +91,7 @@ def low_and_high(name: str, measure) -> tuple[float, float]:
         ("liver_fat", lambda s: -s.median((50, 90), (-20, 40), (-140, -110))),
         ("muscle", lambda s: (s.box((130, 160), (-30, 60), (-40, 60)) > 20).sum()),
         ("pulmonary_artery", lambda s: (s.box((-50, 40), (-20, 35), (25, 60)) > 180).sum()),
-        ("nodule", lambda s: (s.box((55, 95), (-60, 40), (10, 90)) > -200).sum() + (s.box((-95, -55), (-60, 40), (10, 90)) > -200).sum()),
+        ("nodule", lambda s: sum((s.box(x, (-60, 40), (10, 90)) > -200).sum() for x in ((55, 95), (-95, -55)))),
         ("lung_opacity", lambda s: (np.abs(s.box((60, 110), (-60, 20), (-50, 0)) + 350) < 200).sum()),
         ("bone_density", lambda s: np.mean(s.box((-8, 8), (-62, -48), (-100, 80)))),
         ("spleen_size", lambda s: (s.box((-125, -65), (-80, 0), (-150, -80)) > 70).sum()),
