@@ -78,16 +78,20 @@ def draw_progress(rows: list[MetricsRow], path: Path) -> None:
     tuning = [(row.step, row.loss_tuning) for row in rows if row.loss_tuning is not None]
     if not training and not tuning:
         return
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.add_subplot(xlabel="step", ylabel="negative log-likelihood per (study, task, bin)")
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    # Two scales: what batches differ by would flatten what is learnt.
+    left, right = figure.subplots(1, 2)
     if training:
-        axes.plot(*zip(*training), color="tab:blue", alpha=0.3, linewidth=0.8, label="training, each step")
-        axes.plot(*zip(*_running_mean(training)), color="tab:blue", label="training, running mean")
-    if tuning:
-        axes.plot(*zip(*tuning), color="tab:orange", marker="o", label="tuning")
+        left.plot(*zip(*training), color="tab:blue", alpha=0.3, linewidth=0.8, label="each step")
+        left.plot(*zip(*_running_mean(training)), color="tab:blue", label=f"mean of {SMOOTHING_STEPS} steps")
+        left.legend()
     if tuning and tuning[0][0] == 0:
-        axes.axhline(tuning[0][1], color="grey", linestyle="--", label="tuning, bias table alone")
-    axes.legend()
+        right.axhline(tuning[0][1], color="grey", linestyle="--", label="bias table alone")
+    if tuning:
+        right.plot(*zip(*tuning), color="tab:orange", marker="o", label="after each epoch")
+        right.legend()
+    left.set(title="training loss", xlabel="step", ylabel="negative log-likelihood per (study, task, bin)")
+    right.set(title="tuning loss", xlabel="step")
     content = BytesIO()
     figure.savefig(content, format="png", dpi=120)
     write_atomic(path, content.getvalue())

@@ -12,7 +12,8 @@ from lifelines.utils import concordance_index
 
 from data.cohort.catalogue import build_catalogue
 from data.cohort.latents import LATENTS, PHENOTYPES, SIZES, VISIBLE, YARDSTICK, draw_latents, weight_vector
-from data.cohort.records import DAY_US, YEAR_DAYS, draw_course, draw_events, draw_studies, write_meds
+from data.cohort.meds_files import write_meds
+from data.cohort.records import DAY_US, YEAR_DAYS, draw_course, draw_events, draw_studies
 from data.cohort.truth import oracle_table
 
 DEFAULT = SIZES["default"]
