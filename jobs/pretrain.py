@@ -21,8 +21,12 @@ from ttepretrain.lock import folder_lock
 from ttepretrain.training.signals import StopSignals
 
 PACKAGES = ["ttepretrain", "numpy", "torch", "deepspeed", "monai", "pyarrow", "blosc2", "safetensors"]
+STANDARDISE_ON = 128  # studies; the standard error of a mean is then a tenth of the deviation
 # These decide what the weights become; every other key may change between two starts of a run.
-DECISIVE = ("epochs", "batch_size", "lr", "warmup_fraction", "weight_decay", "grad_clip", "augment", "seed")
+DECISIVE = (
+    "epochs", "batch_size", "lr", "head_lr", "warmup_fraction", "head_first_fraction", "weight_decay", "grad_clip",
+    "augment", "seed",
+)  # fmt: skip
 
 
 def main(arguments: list[str]) -> None:
@@ -55,6 +59,7 @@ def pretrain(config: RunConfig, ranks, signals: StopSignals) -> None:
         refuse_small_counts(train.tasks, config.ehr.min_patients)  # now, not when the first epoch has been paid for
         bias_TK = torch.from_numpy(bias_table(train.labels, train.tasks))
         model = build_model(config.model, train.spec, bias_TK, config.train.seed).to(ranks.device)
+        standardise_head(model, train, config.train.batch_size)
         # One rank decides: another kind of CPU among them must not split the run.
         precision = ranks.first(
             lambda: choose_precision(config.train.precision, model, train.spec.shape_DHW, ranks.device)
@@ -83,6 +88,22 @@ def open_studies(config: RunConfig):
         if len(studies) == 0:
             raise BadDataError(f"{config.prepared_folder} has no {studies.split} study with labels and a volume")
     return train, tuning
+
+
+def standardise_head(model, train, batch_size: int) -> None:
+    """Start the head on the scale of the encoder's features of the first STANDARDISE_ON train studies; equal on all ranks."""
+    import torch
+
+    from data.loader import EvaluationLoader
+
+    rows = range(0, min(STANDARDISE_ON, len(train)), batch_size)
+    device = model.head.bias_TK.device
+    model.eval()
+    with torch.inference_mode():
+        features = [
+            model.features(batch.volume_BDHW.to(device)) for _, batch in zip(rows, EvaluationLoader(train, batch_size))
+        ]
+    model.head.standardise(torch.cat(features).clone())
 
 
 def supply_of(config: RunConfig, train, tuning, ranks, precision: str):

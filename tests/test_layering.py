@@ -96,7 +96,8 @@ def test_before_and_after_the_scan_is_decided_in_the_timeline_alone(repository):
         path.relative_to(repository).as_posix()
         for path in sorted((repository / "ehr").rglob("*.py"))
         if any(
-            isinstance(node, ast.Compare) and "blackout" in ast.unparse(node) for node in ast.walk(ast.parse(path.read_text()))
+            isinstance(node, ast.Compare) and "blackout" in ast.unparse(node)
+            for node in ast.walk(ast.parse(path.read_text()))
         )
     ]
     assert set(users) <= {"ehr/timeline.py", "ehr/config.py"}, users

@@ -49,7 +49,9 @@ def load_config(schema: type[Config], path: Path | None, overrides: Sequence[str
             raise ConfigError(f"{origin}: {key}: {str(error).splitlines()[0]}") from None
     missing = sorted(OmegaConf.missing_keys(merged))
     if missing:
-        raise ConfigError(f"{path or 'arguments'}: no value for {', '.join(missing)}; set them in the file or as key=value")
+        raise ConfigError(
+            f"{path or 'arguments'}: no value for {', '.join(missing)}; set them in the file or as key=value"
+        )
     try:
         return OmegaConf.to_object(merged)
     except ConfigError as error:
@@ -128,7 +130,9 @@ def read_yaml(path: Path) -> dict:
             raise ConfigError(f"{path}: {size} bytes; a configuration file has at most {MAX_BYTES}")
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}; give the path of a YAML file, such as configs/default.yaml") from None
+        raise ConfigError(
+            f"{path}: {error.strerror}; give the path of a YAML file, such as configs/default.yaml"
+        ) from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not UTF-8 text") from None
     aliases = depth = 0
@@ -137,7 +141,9 @@ def read_yaml(path: Path) -> dict:
             aliases += isinstance(event, yaml.AliasEvent)
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if getattr(event, "tag", None):
-                raise ConfigError(f"{path}: line {event.start_mark.line + 1}: YAML tags are not allowed; got {event.tag}")
+                raise ConfigError(
+                    f"{path}: line {event.start_mark.line + 1}: YAML tags are not allowed; got {event.tag}"
+                )
             if aliases > MAX_ALIASES or depth > MAX_DEPTH:
                 raise ConfigError(f"{path}: more than {MAX_ALIASES} aliases or {MAX_DEPTH} levels")
         from omegaconf import OmegaConf

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 class PiecewiseExponentialHead(nn.Module):
     """Linear(F, T*D) -> RMSNorm(D) -> one Linear(D, K) for all bins, plus a bias table [T, K].
 
-    The last linear starts at zero, so the first log hazards are the table, exactly.
+    The last linear starts at zero, so the first log hazards are the table, exactly. The first starts alike in all bins:
+    what it learns first are proportional hazards. Drawn apart, T random projections share one last linear, and a
+    constant hazard ratio has to be unlearnt from T - 1 of them.
     """
 
     def __init__(self, feature_dim: int, head_dim: int, bias_TK: Tensor, seed: int):
@@ -24,10 +26,23 @@ class PiecewiseExponentialHead(nn.Module):
             self.norm = nn.RMSNorm(head_dim, eps=1e-6)
             self.project = nn.Linear(head_dim, num_tasks, bias=False)
         generator = torch.Generator().manual_seed(seed)
-        nn.init.normal_(self.expand.weight, std=feature_dim**-0.5, generator=generator)
+        first_bin_DF = torch.randn(head_dim, feature_dim, generator=generator) * feature_dim**-0.5
+        with torch.no_grad():
+            self.expand.weight.copy_(first_bin_DF.repeat(num_bins, 1))
         nn.init.zeros_(self.expand.bias)
         nn.init.zeros_(self.project.weight)
         self.bias_TK = nn.Parameter(bias_TK.detach().clone().float())
+
+    @torch.no_grad()
+    def standardise(self, features_NF: Tensor) -> None:
+        """Fold the mean and standard deviation of some studies' features [N, F] into the first linear's start.
+
+        Pooled features of an untrained encoder differ between studies by a tenth of their mean; without this RMSNorm
+        passes on the mean and hardly anything of the study. A feature that does not vary is left out.
+        """
+        mean_F, std_F = features_NF.mean(0), features_NF.std(0, correction=0)
+        self.expand.weight.mul_(torch.where(std_F > 1e-6, 1 / std_F.clamp(min=1e-6), 0.0))
+        self.expand.bias.copy_(-self.expand.weight @ mean_F)
 
     def forward(self, features_BF: Tensor) -> Tensor:
         """Log hazard per day [B, T, K], fp32 also under autocast: bf16 would round it to steps of 6 % of a hazard."""

@@ -13,8 +13,10 @@ class TrainConfig:
     epochs: int = 20
     max_steps: int | None = None  # stop early after this many steps; None: epochs decide
     batch_size: int = 8  # studies of one optimizer step over all processes
-    lr: float = 3e-4  # peak, after warm-up, before cosine decay to 1 % of it
-    warmup_fraction: float = 0.05  # of all steps
+    lr: float = 0.01  # encoder, peak: a kernel with n inputs takes lr / n, so a step moves its output by about lr
+    head_lr: float = 0.06  # head, likewise
+    warmup_fraction: float = 0.05  # of all steps, linear; then a cosine to 1 % of the peak
+    head_first_fraction: float = 0.15  # of all steps: the encoder waits, or it would learn from a random head
     weight_decay: float = 0.05  # on matrices and kernels; never on norms, biases and the bias table
     grad_clip: float = 1.0  # global norm
     precision: str = "auto"  # fp32 | bf16 | auto: bf16 where the device computes it and a self-test agrees with fp32
@@ -34,6 +36,11 @@ class TrainConfig:
         require(self.max_steps is None or self.max_steps >= 1, "train.max_steps", self.max_steps, "must be at least 1")
         require(self.batch_size >= 1, "train.batch_size", self.batch_size, "must be at least 1")
         require(0 < self.lr < 1, "train.lr", self.lr, "must lie between 0 and 1")
+        require(0 < self.head_lr < 1, "train.head_lr", self.head_lr, "must lie between 0 and 1")
+        require(
+            0 <= self.head_first_fraction < 1,
+            "train.head_first_fraction", self.head_first_fraction, "must lie in [0, 1)",
+        )  # fmt: skip
         require(0 <= self.warmup_fraction < 1, "train.warmup_fraction", self.warmup_fraction, "must lie in [0, 1)")
         require(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "must not be negative")
         require(self.grad_clip > 0, "train.grad_clip", self.grad_clip, "must be positive")

@@ -1,4 +1,4 @@
-"""DeepSpeed engine, AdamW and the learning rate."""
+"""DeepSpeed engine, AdamW and the learning rates."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import torch
 from torch import nn
 
+from ttepretrain.training.config import TrainConfig
 from ttepretrain.training.distributed import Ranks
 
 FINAL_LR = 0.01  # of the peak, where the cosine ends
@@ -17,52 +18,70 @@ FINAL_LR = 0.01  # of the peak, where the cosine ends
 EPSILON = 1e-12
 
 
-def learning_rate(step: int, total_steps: int, warmup_fraction: float, peak: float) -> float:
-    """Rate of step 0 <= step < total: linear from 0 (excluded) to the peak, then half a cosine to FINAL_LR * peak."""
-    warmup = round(warmup_fraction * total_steps)
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    progress = (step - warmup) / max(1, total_steps - warmup)
-    return peak * (FINAL_LR + (1 - FINAL_LR) * (1 + math.cos(math.pi * progress)) / 2)
+VECTOR_LR = 0.01  # of train.lr: gains, biases and the bias table, which have no fan-in
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Decay on matrices and kernels; none on norms, biases and the head's bias table (a table of log rates)."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    decayed = [p for name, p in named if p.ndim >= 2 and name.rpartition(".")[2] == "weight"]
-    kept = {id(p) for p in decayed}
-    return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": [p for _, p in named if id(p) not in kept], "weight_decay": 0.0},
-    ]
+def schedule(step: int, total_steps: int, warmup_fraction: float, hold_fraction: float = 0.0) -> float:
+    """Share of the peak at step 0 <= step < total: 0 while held, linear to 1, then half a cosine to FINAL_LR."""
+    hold, warmup = round(hold_fraction * total_steps), round(warmup_fraction * total_steps)
+    if step < hold:
+        return 0.0
+    if step < hold + warmup:
+        return (step - hold + 1) / warmup
+    progress = (step - hold - warmup) / max(1, total_steps - hold - warmup)
+    return FINAL_LR + (1 - FINAL_LR) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def start_engine(
-    model: nn.Module, ranks: Ranks, zero_stage: int, batch_size: int, weight_decay: float, grad_clip: float
-):
+def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict]:
+    """Groups of equal decay and peak rate. `held`: the encoder's, which wait until the head has learnt something.
+
+    Adam moves every weight by about its rate, so the output of a layer with n inputs moves by about n times that. A
+    matrix or kernel therefore takes rate / n (maximal update parametrisation, arXiv 2203.03466). With one rate for all,
+    the widest layers drown the differences between studies in a common shift within 40 steps (docs/training.md).
+    Decay is on matrices and kernels alone.
+    """
+    groups: dict[tuple, dict] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        in_head = "head" in name.split(".")
+        is_matrix = parameter.ndim >= 2 and name.endswith(".weight")
+        rate = config.head_lr if in_head else config.lr
+        peak = rate / parameter[0].numel() if is_matrix else config.lr * VECTOR_LR
+        decay = config.weight_decay if is_matrix else 0.0
+        group = {"params": [], "weight_decay": decay, "peak_lr": peak, "held": not in_head}
+        groups.setdefault((in_head, decay, peak), group)["params"].append(parameter)
+    return list(groups.values())
+
+
+def start_engine(model: nn.Module, ranks: Ranks, config: TrainConfig):
     """DeepSpeed engine around `model`. It updates fp32 weights; lower precision is the model's own autocast."""
     deepspeed = _import_deepspeed()
     # fused: 21 ms for the 33 M parameters of a ResNet-18 on two cores, against 214 ms for foreach (November 2026).
-    optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay), lr=0.0, eps=EPSILON, fused=True)
+    optimizer = torch.optim.AdamW(parameter_groups(model, config), lr=0.0, eps=EPSILON, fused=True)
     settings = {
-        "train_batch_size": batch_size,
-        "train_micro_batch_size_per_gpu": batch_size // ranks.world,
-        "zero_optimization": {"stage": zero_stage},
+        "train_batch_size": config.batch_size,
+        "train_micro_batch_size_per_gpu": config.batch_size // ranks.world,
+        "zero_optimization": {"stage": config.zero_stage},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         # Stage 0 is clipped by apply_gradients: DeepSpeed keeps the norm it computes there to itself.
-        "gradient_clipping": grad_clip if zero_stage else 0.0,
+        "gradient_clipping": config.grad_clip if config.zero_stage else 0.0,
         "steps_per_print": None,
     }
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
     # Nothing to reduce in one process: saves a copy of all gradients.
-    engine.enable_backward_allreduce = ranks.world > 1 or zero_stage > 0
+    engine.enable_backward_allreduce = ranks.world > 1 or config.zero_stage > 0
     return engine
 
 
-def set_learning_rate(engine, rate: float) -> None:
+def set_learning_rates(engine, step: int, total_steps: int, config: TrainConfig) -> float:
+    """Rates of this step for every group; returns `train.lr`'s own, for the record."""
+    head = schedule(step, total_steps, config.warmup_fraction)
+    encoder = schedule(step, total_steps, config.warmup_fraction, config.head_first_fraction)
     for group in engine.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = group["peak_lr"] * (encoder if group["held"] else head)
+    return config.lr * encoder
 
 
 def apply_gradients(engine, grad_clip: float) -> float | None:

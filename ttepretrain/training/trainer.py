@@ -29,7 +29,7 @@ from ttepretrain.training.checkpoint import CheckpointStore
 from ttepretrain.training.config import TrainConfig
 from ttepretrain.training.distributed import Ranks
 from ttepretrain.training.identity import check_identity
-from ttepretrain.training.optim import apply_gradients, learning_rate, set_learning_rate, start_engine
+from ttepretrain.training.optim import apply_gradients, set_learning_rates, start_engine
 from ttepretrain.training.precision import MixedPrecision
 from ttepretrain.training.signals import StopSignals
 from ttepretrain.training.telemetry import MetricsRow, Telemetry
@@ -89,10 +89,7 @@ class Trainer:
         self.tasks, self.precision = tasks, precision
         self.edges_days = torch.tensor(tasks.bin_edges_days, dtype=torch.float32, device=ranks.device)
         self.model = model.to(ranks.device)
-        self.engine = start_engine(
-            MixedPrecision(self.model, precision == "bf16"),
-            ranks, config.zero_stage, config.batch_size, config.weight_decay, config.grad_clip,
-        )  # fmt: skip
+        self.engine = start_engine(MixedPrecision(self.model, precision == "bf16"), ranks, config)
         self.state = TrainState()
         self.saved_at = time.monotonic()
         self.store = CheckpointStore(folder / "checkpoints", ranks, config.keep_checkpoints)
@@ -161,8 +158,7 @@ class Trainer:
         # DeepSpeed averages gradients over ranks: times world it is the gradient of `loss`. A loss that is not finite
         # on one rank makes every gradient NaN, so that the same guard skips the step on all ranks.
         scale = self.ranks.world / max(cells_all, 1) if math.isfinite(loss) else math.nan
-        rate = learning_rate(step, self.total_steps, config.warmup_fraction, config.lr)
-        set_learning_rate(self.engine, rate)
+        rate = set_learning_rates(self.engine, step, self.total_steps, config)
         self.engine.backward(nll * scale)
         grad_norm = apply_gradients(self.engine, config.grad_clip)
         if grad_norm is None:

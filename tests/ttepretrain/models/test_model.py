@@ -57,6 +57,24 @@ def test_the_head_is_the_published_factorisation(bias_TK):
         torch.testing.assert_close(head(features_BF)[:, t], expected_BK)
 
 
+def test_all_bins_start_from_one_projection(bias_TK):
+    """Proportional hazards first: whatever the last linear learns at once, it learns for every bin."""
+    head = trained(PiecewiseExponentialHead(20, 6, bias_TK, seed=0))
+    effect_BTK = head(torch.randn(3, 20)) - bias_TK
+    torch.testing.assert_close(effect_BTK, effect_BTK[:, :1].expand_as(effect_BTK), atol=1e-5, rtol=0)
+
+
+def test_a_standardised_head_sees_studies_and_not_their_common_mean(bias_TK):
+    """Features of a tiny spread around a large mean give the same as their z-scores; a constant one is left out."""
+    scores_NF = torch.randn(50, 20, generator=torch.Generator().manual_seed(1))
+    scores_NF = (scores_NF - scores_NF.mean(0)) / scores_NF.std(0, correction=0)
+    scores_NF[:, 3] = 0
+    plain, standardised = (trained(PiecewiseExponentialHead(20, 6, bias_TK, seed=0)) for _ in range(2))
+    features_NF = 7 + 0.02 * scores_NF
+    standardised.standardise(features_NF)
+    torch.testing.assert_close(standardised(features_NF), plain(scores_NF), atol=2e-3, rtol=1e-3)
+
+
 def test_log_hazards_are_fp32_under_bf16_autocast_and_not_rounded(bias_TK):
     head = trained(PiecewiseExponentialHead(20, 6, bias_TK, seed=0))
     features_BF = torch.randn(3, 20)

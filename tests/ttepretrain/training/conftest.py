@@ -27,7 +27,9 @@ class TinyRun:
     """A run in `folder`; `start` is what one process does."""
 
     folder: Path
-    config: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=2, batch_size=4, lr=3e-3, precision="fp32"))
+    config: TrainConfig = field(
+        default_factory=lambda: TrainConfig(epochs=2, batch_size=4, lr=0.1, head_lr=0.3, precision="fp32")
+    )
     identity: dict = field(default_factory=lambda: {"model.width": 6, "train.lr": 3e-3})
     signal_at: tuple[int, int, int] | None = None  # (rank, step, signal) sent before that step's batch
     poison: tuple[int, ...] = ()  # studies with an infinite follow-up: their loss is infinite

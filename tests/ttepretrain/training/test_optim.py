@@ -5,35 +5,52 @@ import pytest
 import torch
 
 from ttepretrain.testing import tiny_model
-from ttepretrain.training.optim import learning_rate, parameter_groups
+from ttepretrain.training.config import TrainConfig
+from ttepretrain.training.optim import parameter_groups, schedule
 from ttepretrain.training.trainer import augmentation_seeds
 
 
-def test_learning_rate_warms_up_then_falls_on_a_cosine():
+def test_rates_warm_up_then_fall_on_a_cosine():
     """100 steps with 10 of warm-up: the peak is reached at the end of warm-up, the last step is near 1 % of it."""
-    rates = [learning_rate(step, 100, 0.1, 2.0) for step in range(100)]
-    assert rates[:3] == pytest.approx([0.2, 0.4, 0.6])
-    assert rates[9] == rates[10] == 2.0
-    assert rates[55] == pytest.approx(2.0 * (0.01 + 0.99 / 2))
-    assert 0.02 < rates[99] < 0.022
-    assert all(a >= b for a, b in pairwise(rates[10:]))
+    shares = [schedule(step, 100, 0.1) for step in range(100)]
+    assert shares[:3] == pytest.approx([0.1, 0.2, 0.3])
+    assert shares[9] == shares[10] == 1.0
+    assert shares[55] == pytest.approx(0.01 + 0.99 / 2)
+    assert 0.01 < shares[99] < 0.011
+    assert all(a >= b for a, b in pairwise(shares[10:]))
+
+
+def test_a_held_rate_is_zero_and_then_takes_the_same_course():
+    shares = [schedule(step, 100, 0.1, hold_fraction=0.2) for step in range(100)]
+    assert shares[:20] == [0.0] * 20
+    assert shares[20:30] == pytest.approx([schedule(step, 100, 0.1) for step in range(10)])
+    assert 0.01 < shares[99] < 0.011
 
 
 def test_one_step_without_warmup_is_at_the_peak():
-    assert learning_rate(0, 1, 0.05, 0.5) == 0.5
+    assert schedule(0, 1, 0.05) == 1.0
 
 
-def test_decay_is_on_matrices_and_kernels_only():
-    """Every parameter is in one group; norms, biases and the table of log hazards are never pulled to zero."""
+def test_every_parameter_has_its_rate_and_decay_by_what_it_is():
+    """Matrices and kernels: rate / fan-in and decay; norms, biases and the table of log hazards: neither."""
     model = tiny_model(np.zeros((4, 5), np.float32))
-    decayed, kept = parameter_groups(model, 0.1)
+    config = TrainConfig(lr=0.02, head_lr=0.3, weight_decay=0.1)
+    found = {}
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
-    assert {names[id(p)] for p in decayed["params"]} == {
-        "encoder.trunk.0.weight", "encoder.trunk.3.weight", "head.expand.weight", "head.project.weight",
-    }  # fmt: skip
-    assert "head.bias_TK" in {names[id(p)] for p in kept["params"]}
-    assert len(names) == len(decayed["params"]) + len(kept["params"])
+    for group in parameter_groups(model, config):
+        for parameter in group["params"]:
+            found[names[id(parameter)]] = (group["peak_lr"], group["weight_decay"], group["held"])
+    assert found.keys() == set(names.values())
+    parameters = dict(model.named_parameters())
+    for name, (peak, decay, held) in found.items():
+        in_head = name.startswith("head.")
+        assert held is not in_head
+        if name.endswith(".weight") and parameters[name].ndim >= 2:
+            fan_in = parameters[name].numel() / parameters[name].shape[0]
+            assert peak == pytest.approx((0.3 if in_head else 0.02) / fan_in)
+            assert decay == 0.1
+        else:
+            assert (peak, decay) == (pytest.approx(0.0002), 0.0)
 
 
 def test_augmentation_seeds_depend_on_study_epoch_and_run_alone():

@@ -88,7 +88,9 @@ def test_best_tuning_loss_is_exported(straight):
 
 
 def test_overfits_eight_studies(tiny_run):
-    run = replace(tiny_run.with_config(epochs=40, batch_size=8, lr=3e-2, augment=False, weight_decay=0.0), num_train=8)
+    run = replace(
+        tiny_run.with_config(epochs=40, batch_size=8, lr=0.5, head_lr=0.9, augment=False, weight_decay=0.0), num_train=8
+    )
     run_distributed(run.start, 1)
     course = losses(run)
     assert course[-1] < 0.8 * course[0]  # the table alone is at its optimum from the start
