@@ -91,7 +91,7 @@ def open_studies(config: RunConfig):
 
 
 def standardise_head(model, train, batch_size: int) -> None:
-    """Start the head on the scale of the encoder's features of the first STANDARDISE_ON train studies; equal on all ranks."""
+    """Start the head from the features of the first STANDARDISE_ON train studies; the same on every rank."""
     import torch
 
     from data.loader import EvaluationLoader

@@ -17,7 +17,8 @@ from data.cohort.catalogue import build_catalogue
 from data.cohort.images import Identity, write_image
 from data.cohort.latents import SIZES, VERSION, draw_latents
 from data.cohort.meds_files import write_meds
-from data.cohort.phantom import draw_patient, render
+from data.cohort.patient import draw_patient
+from data.cohort.phantom import render
 from data.cohort.records import DAY_US, YEAR_DAYS, draw_course, draw_events, draw_studies
 from data.cohort.scanner import SCANNERS, damaged_kind, draw_acquisition, expose
 from data.cohort.truth import write_truth

@@ -1,16 +1,13 @@
-"""Heart, great vessels and airways of the phantom. Frame and units as in phantom.py."""
+"""Heart, great vessels and airways of the phantom. Frame and units as in patient.py."""
 
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from data.cohort.canvas import AIR, FAT, Canvas
-
-if TYPE_CHECKING:
-    from data.cohort.phantom import Patient
+from data.cohort.patient import Patient
 
 
 def paint_mediastinum(canvas: Canvas, patient: Patient) -> None:

@@ -1,20 +1,17 @@
 """Lungs of the phantom: parenchyma, vessels, emphysema, opacities, pleural fluid, a nodule.
 
-Frame and units as in phantom.py. P points.
+Frame and units as in patient.py. P points.
 """
 
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from data.cohort.canvas import Canvas, soften
+from data.cohort.patient import Patient, Space
 from data.cohort.texture import noise_field, normal_quantile
-
-if TYPE_CHECKING:
-    from data.cohort.phantom import Patient, Space
 
 WATER = 8.0
 COARSE, FINE = 13.0, 8.0  # grain of opacities, and of emphysema

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from data.cohort.phantom import Patient
+from data.cohort.patient import Patient
 from data.cohort.texture import noise_window
 
 # vendor, model, soft kernel, sharp kernel, HU offset, noise factor

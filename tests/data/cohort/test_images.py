@@ -12,7 +12,7 @@ import pytest
 
 from data.cohort.images import Identity, write_image
 from data.cohort.latents import BIOMARKERS
-from data.cohort.phantom import draw_patient
+from data.cohort.patient import draw_patient
 from data.cohort.scanner import ORIENTATIONS, SYNTAXES, Acquisition, damaged_kind, draw_acquisition, expose
 from ttepretrain.errors import BadStudy
 from ttepretrain.volume.preprocess import read_ct

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from data.cohort.latents import BIOMARKERS
-from data.cohort.phantom import draw_patient, render
+from data.cohort.patient import draw_patient
+from data.cohort.phantom import render
 from data.cohort.scanner import draw_acquisition, expose
 from ttepretrain.volume.image import CTImage, to_ras
 from ttepretrain.volume.preprocess import to_grid
