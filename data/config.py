@@ -40,6 +40,8 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         for stage in self.stages:
             require_choice("prepare.stages", stage, ("labels", "volumes"))
+        require(len(self.stages) > 0, "prepare.stages", self.stages, "must name labels, volumes or both")
+        require(self.num_cpus is None or self.num_cpus >= 1, "prepare.num_cpus", self.num_cpus, "must be at least 1")
         require(
             0 <= self.max_bad_fraction <= 0.5, "prepare.max_bad_fraction", self.max_bad_fraction, "must lie in [0, .5]"
         )

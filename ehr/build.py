@@ -130,7 +130,8 @@ def _excluded(
 ) -> pl.Series:
     listed = index.names.filter(pl.col("name").is_in(config.exclude or []))["code"]
     hidden = [name for name, p in phenotypes.items() if config.exclude_phenotypes or p.kind == "diagnosis"]
-    return pl.concat([listed, *(codes_of[name] for name in hidden)])
+    twins = (match_codes(phenotypes[name].twins, index)[0] for name in hidden)
+    return pl.concat([listed, *(codes_of[name] for name in hidden), *twins])
 
 
 def _train_subjects(studies: pl.DataFrame, found: pl.DataFrame) -> int:

@@ -30,17 +30,16 @@ class Phenotype:
     start_days: float = 0.0  # prognosis: events count after t0 + max(this, ehr.blackout_days)
     after_stay: bool = False  # prognosis: events count after the scan's own hospital stay only (readmission)
     window_days: list[float] = field(default_factory=lambda: [-1.0, 1.0])  # diagnosis: closed, around t0
+    twins: list[str] = field(default_factory=list)  # codes that tell the same event; they leave the tasks with `codes`
 
     def check(self, key: str) -> None:
         require_choice(f"{key}.kind", self.kind, ("prognosis", "diagnosis"))
         numbers = [*self.horizons_days, self.start_days, *self.window_days]
         require(all(isinstance(n, (int, float)) for n in numbers), key, numbers, "durations must be numbers of days")
         require(
-            all(isinstance(c, str) and c for c in self.codes) and self.codes,
-            f"{key}.codes",
-            self.codes,
-            "must be texts",
-        )
+            all(isinstance(c, str) and c for c in [*self.codes, *self.twins]) and self.codes,
+            f"{key}.codes", [*self.codes, *self.twins], "must be texts",
+        )  # fmt: skip
         require(all(h > 0 for h in self.horizons_days), f"{key}.horizons_days", self.horizons_days, "must be positive")
         require(
             len(self.window_days) == 2 and self.window_days[0] <= self.window_days[1],
@@ -63,8 +62,8 @@ def read_phenotypes(path: Path) -> dict[str, Phenotype]:
         for unknown in set(values) - set(valid):
             near = difflib.get_close_matches(str(unknown), valid, n=1)
             raise ConfigError(f"{key}: unknown key {unknown}" + (f"; did you mean {near[0]}?" if near else ""))
-        if not all(isinstance(values.get(k, []), list) for k in ("codes", "horizons_days", "window_days")):
-            raise ConfigError(f"{key}: codes, horizons_days and window_days are lists")
+        if not all(isinstance(values.get(k, []), list) for k in ("codes", "horizons_days", "window_days", "twins")):
+            raise ConfigError(f"{key}: codes, horizons_days, window_days and twins are lists")
         phenotypes[str(name)] = Phenotype(**values)
         phenotypes[str(name)].check(key)
     return phenotypes
@@ -79,7 +78,7 @@ def match_codes(patterns: list[str], index: CodeIndex) -> tuple[pl.Series, list[
         roots = hit.arg_true().cast(closure.schema["ancestor"])
         meant[pattern] = closure.filter(pl.col("ancestor").is_in(roots.implode()))["code"]
     unmatched = [pattern for pattern, codes in meant.items() if not codes.is_in(index.seen.implode()).any()]
-    return pl.concat(list(meant.values())).unique().sort(), unmatched
+    return pl.concat([closure["code"].clear(), *meant.values()]).unique().sort(), unmatched
 
 
 def outcomes(

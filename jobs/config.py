@@ -32,6 +32,7 @@ class EvalConfig:
         for arm in self.arms:
             require_choice("eval.arms", arm, ("base_random", "tte"))
         require(self.batch_size >= 1, "eval.batch_size", self.batch_size, "must be at least 1")
+        require(self.seed >= 0, "eval.seed", self.seed, "must not be negative")
         require(self.bootstraps >= 100, "eval.bootstraps", self.bootstraps, "must be at least 100")
         require(
             len(self.horizons_days) > 0 and all(h > 0 for h in self.horizons_days),

@@ -59,7 +59,7 @@ def pretrain(config: RunConfig, ranks, signals: StopSignals) -> None:
         refuse_small_counts(train.tasks, config.ehr.min_patients)  # now, not when the first epoch has been paid for
         bias_TK = torch.from_numpy(bias_table(train.labels, train.tasks))
         model = build_model(config.model, train.spec, bias_TK, config.train.seed).to(ranks.device)
-        standardise_head(model, train, config.train.batch_size)
+        standardise_head(model, train, max(1, config.train.batch_size // ranks.world))
         # One rank decides: another kind of CPU among them must not split the run.
         precision = ranks.first(
             lambda: choose_precision(config.train.precision, model, train.spec.shape_DHW, ranks.device)
@@ -77,6 +77,10 @@ def open_studies(config: RunConfig):
     from data.loader import PreparedStudies
 
     train, tuning = (PreparedStudies.open(config.prepared_folder, split) for split in ("train", "tuning"))
+    if config.model.norm == "batch" and config.model.init == "random":
+        raise ConfigError(
+            "model.norm=batch needs the statistics of loaded weights (model.init=an export); use model.norm=group"
+        )
     spec = config.volume.resolve()
     if train.spec != spec:
         differing = [f.name for f in dataclasses.fields(spec) if getattr(spec, f.name) != getattr(train.spec, f.name)]

@@ -74,7 +74,7 @@ def refuse_small_counts(tasks: TaskSet, min_patients: int) -> None:
     if small:
         raise LeakageError(
             f"{small} of {tasks.num_tasks} tasks rest on fewer than {min_patients} patients and cannot be exported; "
-            "prepare again with ehr.min_patients at least that"
+            "prepare again with more studies, or lower ehr.min_patients if such counts may be told"
         )
 
 

@@ -286,7 +286,7 @@ def counts(row: dict, code: str, config: dict) -> bool:
 def choose(ranked: dict, labelled: list, phenotypes: dict, parents: dict, closure: dict, config: dict) -> list[dict]:
     every = {c: ancestors(c, parents) for c in {*ranked, *closure, *parents, *(config["exclude"] or [])}}
     hiding = [p for p in phenotypes.values() if config["exclude_phenotypes"] or p.get("kind") == "diagnosis"]
-    hidden = [c for p in hiding for c in p["codes"]]
+    hidden = [c for p in hiding for c in [*p["codes"], *p.get("twins", [])]]
     roots = {c for c in every if c in (config["exclude"] or []) or matches(hidden, {c})}
     up = {a for c in roots for a in ancestors(c, parents)}
     banned = up | {c for c, above in every.items() if above & roots}

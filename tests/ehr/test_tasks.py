@@ -93,6 +93,9 @@ def test_excluded_phenotypes_take_ancestors_and_descendants_with_them(tmp_path, 
     }
     assert label(folder, studies, diagnosis, exclude_phenotypes=False).tasks.codes == ("V/b",)
     assert label(folder, studies, {"p": {"codes": ["V/none"]}}, exclude=["V/a1"]).tasks.codes == ("V/b",)
+    twin = {"p": {"codes": ["V/none"], "twins": ["V/a*"]}}
+    assert label(folder, studies, twin).tasks.codes == ("V/b",)
+    assert "V/a" in label(folder, studies, twin, exclude_phenotypes=False).tasks.codes
     with pytest.raises(BadDataError, match=r"ehr\.min_events"):
         label(folder, studies, min_events=3)
 

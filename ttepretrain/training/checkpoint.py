@@ -27,6 +27,7 @@ from ttepretrain.training.distributed import Ranks
 FORMAT = 1
 ENGINE_TAG = "engine"
 MANIFEST, STATE = "manifest.json", "state.json"
+REPLACED = ".replaced_"  # prefix of a commit that the same step is about to take the place of
 
 
 class CheckpointStore:
@@ -71,6 +72,10 @@ class CheckpointStore:
             _set_random_state(random_state)
 
     def _newest(self) -> tuple[Path, dict] | None:
+        for replaced in self.folder.glob(f"{REPLACED}*"):
+            final = self.folder / replaced.name.removeprefix(REPLACED)
+            if not final.exists():  # killed between the two renames
+                replaced.rename(final)
         for leftover in self.folder.glob(".*_*"):
             shutil.rmtree(leftover)
         damaged = []
@@ -148,10 +153,13 @@ def _commit(writing: Path, final: Path, state: dict) -> None:
     for folder in (writing / ENGINE_TAG, writing):
         sync(folder)
     crash_point("save-manifest")
+    replaced = final.with_name(REPLACED + final.name)
     if final.exists():  # the same step again, after a stop right at it
-        shutil.rmtree(final)
+        final.rename(replaced)
+        crash_point("save-replace")
     writing.rename(final)
     sync(final.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
     crash_point("save-commit")
 
 

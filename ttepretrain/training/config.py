@@ -23,7 +23,7 @@ class TrainConfig:
     zero_stage: int = 0  # DeepSpeed ZeRO 0..3: what ranks share out: nothing, optimizer, gradients, weights
     augment: bool = True
     seed: int = 0
-    checkpoint_minutes: float = 10.0  # wall time between checkpoints; one more after every epoch
+    checkpoint_minutes: float = 10.0  # wall time between checkpoints, 0: every step; one more after every epoch
     keep_checkpoints: int = 3
     max_bad_steps: int = 10  # steps skipped for a loss or gradient that is not finite, before exit 6
     log_seconds: float = 10.0  # between progress lines in a log file
@@ -43,6 +43,16 @@ class TrainConfig:
         )  # fmt: skip
         require(0 <= self.warmup_fraction < 1, "train.warmup_fraction", self.warmup_fraction, "must lie in [0, 1)")
         require(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "must not be negative")
+        require(
+            self.warmup_fraction + self.head_first_fraction < 1,
+            "train.head_first_fraction", self.head_first_fraction, "plus train.warmup_fraction must be below 1",
+        )  # fmt: skip
+        require(self.seed >= 0, "train.seed", self.seed, "must not be negative")
+        require(
+            self.checkpoint_minutes >= 0, "train.checkpoint_minutes", self.checkpoint_minutes, "must not be negative"
+        )
+        require(self.max_bad_steps >= 0, "train.max_bad_steps", self.max_bad_steps, "must not be negative")
+        require(self.log_seconds > 0, "train.log_seconds", self.log_seconds, "must be positive")
         require(self.grad_clip > 0, "train.grad_clip", self.grad_clip, "must be positive")
         require(self.zero_stage in (0, 1, 2, 3), "train.zero_stage", self.zero_stage, "must be 0, 1, 2 or 3")
         require(self.keep_checkpoints >= 1, "train.keep_checkpoints", self.keep_checkpoints, "must be at least 1")

@@ -16,8 +16,6 @@ FINAL_LR = 0.01  # of the peak, where the cosine ends
 # The loss is a mean over thousands of tasks and bins: an encoder weight's gradient is near 2e-9 (ResNet-18, 513 tasks),
 # and AdamW's default of 1e-8 would all but stop it.
 EPSILON = 1e-12
-
-
 VECTOR_LR = 0.01  # of train.lr: gains, biases and the bias table, which have no fan-in
 
 
@@ -50,7 +48,9 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict]:
         peak = rate / parameter[0].numel() if is_matrix else config.lr * VECTOR_LR
         decay = config.weight_decay if is_matrix else 0.0
         group = {"params": [], "weight_decay": decay, "peak_lr": peak, "held": not in_head}
-        groups.setdefault((in_head, decay, peak), group)["params"].append(parameter)
+        # The key is the network's alone, so that a run may go on under other rates.
+        fan_in = parameter[0].numel() if is_matrix else None
+        groups.setdefault((in_head, fan_in), group)["params"].append(parameter)
     return list(groups.values())
 
 
@@ -73,6 +73,12 @@ def start_engine(model: nn.Module, ranks: Ranks, config: TrainConfig):
     # Nothing to reduce in one process: saves a copy of all gradients.
     engine.enable_backward_allreduce = ranks.world > 1 or config.zero_stage > 0
     return engine
+
+
+def refresh_groups(engine, config: TrainConfig) -> None:
+    """Peak rates and decay of this configuration; loading a checkpoint brings back those it was written with."""
+    for group, fresh in zip(engine.optimizer.param_groups, parameter_groups(engine.module, config), strict=True):
+        group |= {key: fresh[key] for key in ("weight_decay", "peak_lr", "held")}
 
 
 def set_learning_rates(engine, step: int, total_steps: int, config: TrainConfig) -> float:

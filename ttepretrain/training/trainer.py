@@ -29,7 +29,7 @@ from ttepretrain.training.checkpoint import CheckpointStore
 from ttepretrain.training.config import TrainConfig
 from ttepretrain.training.distributed import Ranks
 from ttepretrain.training.identity import check_identity
-from ttepretrain.training.optim import apply_gradients, set_learning_rates, start_engine
+from ttepretrain.training.optim import apply_gradients, refresh_groups, set_learning_rates, start_engine
 from ttepretrain.training.precision import MixedPrecision
 from ttepretrain.training.signals import StopSignals
 from ttepretrain.training.telemetry import MetricsRow, Telemetry
@@ -242,6 +242,7 @@ class Trainer:
         path, saved = found
         check_identity(saved["identity"], self.supply.identity, self.config.allow_change or [])
         self.store.restore(path, saved, self.engine)
+        refresh_groups(self.engine, self.config)
         self.state = TrainState(**saved["train"])
 
     def greeting(self) -> str:

@@ -1,15 +1,20 @@
 """Properties of whole runs, in forked processes (half a second each)."""
 
 import math
+import shutil
 import signal
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from ttepretrain.errors import ConfigError, Interrupted, NumericsError
+from ttepretrain.files import sha256_of, write_json
 from ttepretrain.labels import LabelTable
 from ttepretrain.testing import random_labels, random_task_set, run_distributed, run_ranks
+from ttepretrain.training.checkpoint import CheckpointStore
+from ttepretrain.training.distributed import Ranks
 
 pytestmark = pytest.mark.slow
 
@@ -168,6 +173,20 @@ def test_crash_while_saving_leaves_the_previous_checkpoint(straight, tiny_run):
     assert all(commit.startswith("step_") for commit in run.commits())
 
 
+def test_crash_while_replacing_a_commit_of_the_same_step_loses_neither(tmp_path):
+    """Between its two renames a save has moved the old commit away; the next start finds it again."""
+    folder = tmp_path / "checkpoints"
+    for name in ("step_00000001", ".replaced_step_00000002"):
+        (folder / name).mkdir(parents=True)
+        file = folder / name / "state.json"
+        write_json(file, {"name": name})
+        digest = {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
+        write_json(folder / name / "manifest.json", {"format": 1, "files": {"state.json": digest}})
+    ranks = Ranks(rank=0, world=1, device=torch.device("cpu"))
+    path, state = CheckpointStore(folder, ranks, keep=2).newest()
+    assert (path.name, state["name"]) == ("step_00000002", ".replaced_step_00000002")
+
+
 def test_finished_run_does_nothing(straight):
     before = {path: path.stat().st_mtime_ns for path in straight.folder.rglob("*")}
     run_distributed(straight.start, 1)
@@ -203,8 +222,12 @@ def test_changed_configuration_is_refused_with_a_diff(tiny_run):
     faster = replace(tiny_run, identity={"model.width": 6, "train.lr": 1e-4})
     with pytest.raises(ConfigError, match=r"train.allow_change=\[train.lr\]"):
         run_distributed(faster.start, 1)
-    [(state, _)] = run_distributed(faster.with_config(allow_change=["train.lr"]).start, 1)
-    assert state.step == LAST
+    other = replace(faster, folder=faster.folder.with_name("other"))
+    shutil.copytree(faster.folder, other.folder)
+    for run, rate in ((faster, 0.1), (other, 0.2)):
+        [(state, _)] = run_distributed(run.with_config(allow_change=["train.lr"], lr=rate).start, 1)
+        assert state.step == LAST
+    assert faster.weights() != other.weights()  # the permitted rate is the one that is used
 
 
 def test_batch_must_divide_among_ranks(tiny_run):
