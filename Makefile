@@ -13,8 +13,9 @@ PY := $(VENV)/bin/python
 TESTS ?=
 TRAIN_ARGS := $(if $(ARM),train.arm=$(ARM)) $(ARGS)
 # One process needs no launcher. torchrun must be told of SIGUSR1, or it dies of it and leaves its ranks behind.
-LAUNCH := $(if $(NGPU),$(VENV)/bin/torchrun --standalone --nproc-per-node=$(NGPU) \
-	--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 --module,$(PY) -m)
+SIGNALS := SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1
+TORCHRUN := $(VENV)/bin/torchrun --standalone --nproc-per-node=$(NGPU) --signals-to-handle=$(SIGNALS) --module
+LAUNCH := $(if $(NGPU),$(TORCHRUN),$(PY) -m)
 UV_VERSION := 0.13.9
 
 export PYTHONPATH := $(CURDIR)
