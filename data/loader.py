@@ -154,12 +154,24 @@ class BatchLoader:
 
 
 class EvaluationLoader:
-    """This rank's share of all studies in their fixed order, the short tail included; it may be empty for a rank."""
+    """This rank's share of all studies, or of `most` evenly spaced ones, in their fixed order.
 
-    def __init__(self, studies: PreparedStudies, batch_size: int, rank: int = 0, world: int = 1, threads: int = 2):
+    The short tail is included; it may be empty for a rank.
+    """
+
+    def __init__(
+        self,
+        studies: PreparedStudies,
+        batch_size: int,
+        rank: int = 0,
+        world: int = 1,
+        threads: int = 2,
+        most: int | None = None,
+    ):
         self._studies, self._threads = studies, threads
-        starts = range(0, len(studies), batch_size)
-        self._batches = [np.arange(s, min(s + batch_size, len(studies)))[rank::world] for s in starts]
+        num = len(studies) if most is None else min(most, len(studies))
+        rows = np.arange(num) * len(studies) // max(num, 1)
+        self._batches = [rows[s : s + batch_size][rank::world] for s in range(0, num, batch_size)]
 
     def __len__(self) -> int:
         return len(self._batches)

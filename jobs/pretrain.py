@@ -21,11 +21,10 @@ from ttepretrain.lock import folder_lock
 from ttepretrain.training.signals import StopSignals
 
 PACKAGES = ["ttepretrain", "numpy", "torch", "deepspeed", "monai", "pyarrow", "blosc2", "safetensors"]
-STANDARDISE_ON = 128  # studies; the standard error of a mean is then a tenth of the deviation
 # These decide what the weights become; every other key may change between two starts of a run.
 DECISIVE = (
-    "epochs", "batch_size", "lr", "head_lr", "warmup_fraction", "head_first_fraction", "weight_decay", "grad_clip",
-    "augment", "seed",
+    "epochs", "batch_size", "lr", "head_lr", "warmup_fraction", "weight_decay", "grad_clip", "augment", "seed",
+    "head_fit_studies", "head_fit_deviation",
 )  # fmt: skip
 
 
@@ -59,7 +58,6 @@ def pretrain(config: RunConfig, ranks, signals: StopSignals) -> None:
         refuse_small_counts(train.tasks, config.ehr.min_patients)  # now, not when the first epoch has been paid for
         bias_TK = torch.from_numpy(bias_table(train.labels, train.tasks))
         model = build_model(config.model, train.spec, bias_TK, config.train.seed).to(ranks.device)
-        standardise_head(model, train, max(1, config.train.batch_size // ranks.world))
         # One rank decides: another kind of CPU among them must not split the run.
         precision = ranks.first(
             lambda: choose_precision(config.train.precision, model, train.spec.shape_DHW, ranks.device)
@@ -94,22 +92,6 @@ def open_studies(config: RunConfig):
     return train, tuning
 
 
-def standardise_head(model, train, batch_size: int) -> None:
-    """Start the head from the features of the first STANDARDISE_ON train studies; the same on every rank."""
-    import torch
-
-    from data.loader import EvaluationLoader
-
-    rows = range(0, min(STANDARDISE_ON, len(train)), batch_size)
-    device = model.head.bias_TK.device
-    model.eval()
-    with torch.inference_mode():
-        features = [
-            model.features(batch.volume_BDHW.to(device)) for _, batch in zip(rows, EvaluationLoader(train, batch_size))
-        ]
-    model.head.standardise(torch.cat(features).clone())
-
-
 def supply_of(config: RunConfig, train, tuning, ranks, precision: str):
     """What the trainer consumes: this rank's batches, the way to write an export, and what the run is."""
     from data.loader import BatchLoader, EvaluationLoader
@@ -140,6 +122,7 @@ def supply_of(config: RunConfig, train, tuning, ranks, precision: str):
         train_batches=lambda epoch, position: BatchLoader(
             train, settings.batch_size, settings.seed, epoch=epoch, start_position=position, **share
         ),
+        fit_batches=lambda: EvaluationLoader(train, settings.batch_size, most=settings.head_fit_studies, **share),
         tuning_batches=lambda: EvaluationLoader(tuning, settings.batch_size, **share),
         write_export=export,
         identity=identity_of(config, train, precision),

@@ -34,13 +34,12 @@ class PiecewiseExponentialHead(nn.Module):
         self.bias_TK = nn.Parameter(bias_TK.detach().clone().float())
 
     @torch.no_grad()
-    def standardise(self, features_NF: Tensor) -> None:
-        """Fold the mean and standard deviation of some studies' features [N, F] into the first linear's start.
+    def standardise(self, mean_F: Tensor, std_F: Tensor) -> None:
+        """Fold the mean and standard deviation of features over some studies into the first linear's start.
 
         Pooled features of an untrained encoder differ between studies by a tenth of their mean; without this RMSNorm
         passes on the mean and hardly anything of the study. A feature that does not vary is left out.
         """
-        mean_F, std_F = features_NF.mean(0), features_NF.std(0, correction=0)
         self.expand.weight.mul_(torch.where(std_F > 1e-6, 1 / std_F.clamp(min=1e-6), 0.0))
         self.expand.bias.copy_(-self.expand.weight @ mean_F)
 

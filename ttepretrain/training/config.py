@@ -16,7 +16,8 @@ class TrainConfig:
     lr: float = 0.01  # encoder, peak: a kernel with n inputs takes lr / n, so a step moves its output by about lr
     head_lr: float = 0.06  # head, likewise
     warmup_fraction: float = 0.05  # of all steps, linear; then a cosine to 1 % of the peak
-    head_first_fraction: float = 0.15  # of all steps: the encoder waits, or it would learn from a random head
+    head_fit_studies: int = 1024  # train studies whose untrained features the head is fitted to before step 1; 0: none
+    head_fit_deviation: float = 0.5  # of a task's log hazard between studies, what the fit's prior allows
     weight_decay: float = 0.05  # on matrices and kernels; never on norms, biases and the bias table
     grad_clip: float = 1.0  # global norm
     precision: str = "auto"  # fp32 | bf16 | auto: bf16 where the device computes it and a self-test agrees with fp32
@@ -37,16 +38,10 @@ class TrainConfig:
         require(self.batch_size >= 1, "train.batch_size", self.batch_size, "must be at least 1")
         require(0 < self.lr < 1, "train.lr", self.lr, "must lie between 0 and 1")
         require(0 < self.head_lr < 1, "train.head_lr", self.head_lr, "must lie between 0 and 1")
-        require(
-            0 <= self.head_first_fraction < 1,
-            "train.head_first_fraction", self.head_first_fraction, "must lie in [0, 1)",
-        )  # fmt: skip
+        require(self.head_fit_studies >= 0, "train.head_fit_studies", self.head_fit_studies, "must not be negative")
+        require(self.head_fit_deviation > 0, "train.head_fit_deviation", self.head_fit_deviation, "must be positive")
         require(0 <= self.warmup_fraction < 1, "train.warmup_fraction", self.warmup_fraction, "must lie in [0, 1)")
         require(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "must not be negative")
-        require(
-            self.warmup_fraction + self.head_first_fraction < 1,
-            "train.head_first_fraction", self.head_first_fraction, "plus train.warmup_fraction must be below 1",
-        )  # fmt: skip
         require(self.seed >= 0, "train.seed", self.seed, "must not be negative")
         require(
             self.checkpoint_minutes >= 0, "train.checkpoint_minutes", self.checkpoint_minutes, "must not be negative"

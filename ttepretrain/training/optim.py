@@ -19,19 +19,17 @@ EPSILON = 1e-12
 VECTOR_LR = 0.01  # of train.lr: gains, biases and the bias table, which have no fan-in
 
 
-def schedule(step: int, total_steps: int, warmup_fraction: float, hold_fraction: float = 0.0) -> float:
-    """Share of the peak at step 0 <= step < total: 0 while held, linear to 1, then half a cosine to FINAL_LR."""
-    hold, warmup = round(hold_fraction * total_steps), round(warmup_fraction * total_steps)
-    if step < hold:
-        return 0.0
-    if step < hold + warmup:
-        return (step - hold + 1) / warmup
-    progress = (step - hold - warmup) / max(1, total_steps - hold - warmup)
+def schedule(step: int, total_steps: int, warmup_fraction: float) -> float:
+    """Share of the peak at step 0 <= step < total: linear to 1, then half a cosine to FINAL_LR."""
+    warmup = round(warmup_fraction * total_steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, total_steps - warmup)
     return FINAL_LR + (1 - FINAL_LR) * (1 + math.cos(math.pi * progress)) / 2
 
 
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict]:
-    """Groups of equal decay and peak rate. `held`: the encoder's, which wait until the head has learnt something.
+    """Groups of equal decay and peak rate.
 
     Adam moves every weight by about its rate, so the output of a layer with n inputs moves by about n times that. A
     matrix or kernel therefore takes rate / n (maximal update parametrisation, arXiv 2203.03466). With one rate for all,
@@ -47,7 +45,7 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict]:
         rate = config.head_lr if in_head else config.lr
         peak = rate / parameter[0].numel() if is_matrix else config.lr * VECTOR_LR
         decay = config.weight_decay if is_matrix else 0.0
-        group = {"params": [], "weight_decay": decay, "peak_lr": peak, "held": not in_head}
+        group = {"params": [], "weight_decay": decay, "peak_lr": peak}
         # The key is the network's alone, so that a run may go on under other rates.
         fan_in = parameter[0].numel() if is_matrix else None
         groups.setdefault((in_head, fan_in), group)["params"].append(parameter)
@@ -78,16 +76,15 @@ def start_engine(model: nn.Module, ranks: Ranks, config: TrainConfig):
 def refresh_groups(engine, config: TrainConfig) -> None:
     """Peak rates and decay of this configuration; loading a checkpoint brings back those it was written with."""
     for group, fresh in zip(engine.optimizer.param_groups, parameter_groups(engine.module, config), strict=True):
-        group |= {key: fresh[key] for key in ("weight_decay", "peak_lr", "held")}
+        group |= {key: fresh[key] for key in ("weight_decay", "peak_lr")}
 
 
 def set_learning_rates(engine, step: int, total_steps: int, config: TrainConfig) -> float:
     """Rates of this step for every group; returns `train.lr`'s own, for the record."""
-    head = schedule(step, total_steps, config.warmup_fraction)
-    encoder = schedule(step, total_steps, config.warmup_fraction, config.head_first_fraction)
+    share = schedule(step, total_steps, config.warmup_fraction)
     for group in engine.optimizer.param_groups:
-        group["lr"] = group["peak_lr"] * (encoder if group["held"] else head)
-    return config.lr * encoder
+        group["lr"] = group["peak_lr"] * share
+    return config.lr * share
 
 
 def apply_gradients(engine, grad_clip: float) -> float | None:

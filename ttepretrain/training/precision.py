@@ -23,8 +23,15 @@ class MixedPrecision(nn.Module):
         self.model, self.bf16 = model, bf16
 
     def forward(self, volume_BDHW: Tensor) -> Tensor:
-        with torch.autocast(volume_BDHW.device.type, torch.bfloat16, enabled=self.bf16):
+        with self._autocast(volume_BDHW):
             return self.model(volume_BDHW)
+
+    def features(self, volume_BDHW: Tensor) -> Tensor:
+        with self._autocast(volume_BDHW):
+            return self.model.features(volume_BDHW)
+
+    def _autocast(self, volume_BDHW: Tensor) -> torch.autocast:
+        return torch.autocast(volume_BDHW.device.type, torch.bfloat16, enabled=self.bf16)
 
 
 def choose_precision(precision: str, model: nn.Module, shape_DHW: Sequence[int], device: torch.device) -> str:

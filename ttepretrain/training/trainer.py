@@ -1,6 +1,7 @@
 """Trainer: the spine of pretraining.
 
-    step 0        tuning loss of the bias table alone (the head's last weight is zero)
+    step 0        tuning loss of the bias table alone (the head's last weight is zero); the head is fitted to the
+                  untrained encoder's features; tuning loss again
     every step    batch -> augment -> log hazards -> likelihood -> one reduction over ranks -> gradients -> update
     every epoch   tuning loss; the best so far goes to export/; checkpoint
     the end       export-last/
@@ -28,6 +29,7 @@ from ttepretrain.tasks import TaskSet
 from ttepretrain.training.checkpoint import CheckpointStore
 from ttepretrain.training.config import TrainConfig
 from ttepretrain.training.distributed import Ranks
+from ttepretrain.training.head_start import fit_head
 from ttepretrain.training.identity import check_identity
 from ttepretrain.training.optim import apply_gradients, refresh_groups, set_learning_rates, start_engine
 from ttepretrain.training.precision import MixedPrecision
@@ -42,6 +44,7 @@ class Supply:
 
     num_train: int  # studies of an epoch
     train_batches: Callable[[int, int], Iterable[Batch]]  # (epoch, position): this rank's share of what is left of it
+    fit_batches: Callable[[], Iterable[Batch]]  # this rank's share of the studies the head is fitted to; may be none
     tuning_batches: Callable[[], Iterable[Batch]]  # this rank's share; all ranks get equally many, some maybe empty
     write_export: Callable[[Path, nn.Module, dict], None]  # (folder, model, what training says of it)
     identity: dict[str, object]  # values that decide the weights (identity.py)
@@ -89,7 +92,8 @@ class Trainer:
         self.tasks, self.precision = tasks, precision
         self.edges_days = torch.tensor(tasks.bin_edges_days, dtype=torch.float32, device=ranks.device)
         self.model = model.to(ranks.device)
-        self.engine = start_engine(MixedPrecision(self.model, precision == "bf16"), ranks, config)
+        self.network = MixedPrecision(self.model, precision == "bf16")
+        self.engine = None  # DeepSpeed's, from `resume` or `begin` on
         self.state = TrainState()
         self.saved_at = time.monotonic()
         self.store = CheckpointStore(folder / "checkpoints", ranks, config.keep_checkpoints)
@@ -106,6 +110,8 @@ class Trainer:
         )  # fmt: skip
         self.telemetry.say(self.greeting())
         try:
+            if self.engine is None:
+                self.begin()
             while not self.finished:
                 if self.tuning_due():
                     self.end_epoch()
@@ -115,13 +121,25 @@ class Trainer:
             self.telemetry.close()
         return self.state
 
+    def begin(self) -> None:
+        """The reference loss, the head's start, and DeepSpeed around what results."""
+        self.evaluate()
+        if self.config.head_fit_studies:
+            self.telemetry.say("fitting the head to the untrained encoder's features")
+            fit_head(
+                self.model.head, self.network.features, self.supply.fit_batches(), self.nll_sum,
+                self.config.head_fit_deviation, self.ranks,
+            )  # fmt: skip
+            self.evaluate()
+        self.engine = start_engine(self.network, self.ranks, self.config)
+        self.telemetry.resume_clock()
+
     def end_epoch(self) -> None:
         """Tuning loss, exports, checkpoint. The checkpoint comes last: what it says is done lies on the disk."""
         self.evaluate()
         if self.state.step >= self.last_step:
             self.export("export-last")
-        if self.state.step > 0:
-            self.save()
+        self.save()
         self.telemetry.resume_clock()
 
     def train_epoch(self) -> None:
@@ -175,11 +193,12 @@ class Trainer:
     @torch.no_grad()
     def evaluate(self) -> None:
         """Loss over the whole tuning split, without augmentation; the best so far is exported."""
-        self.engine.eval()
+        network = self.engine or self.network
+        network.eval()
         total_nll = total_cells = 0.0
         for batch in self.supply.tuning_batches():
             batch = batch.to(self.ranks.device)
-            nll, cells = self.nll_sum(self.engine(batch.volume_BDHW), batch)
+            nll, cells = self.nll_sum(network(batch.volume_BDHW), batch)
             nll, cells, stop = self.ranks.sum(nll, cells, self.signals.requested)
             total_nll, total_cells = total_nll + nll, total_cells + cells
             if stop:
@@ -241,6 +260,7 @@ class Trainer:
             return
         path, saved = found
         check_identity(saved["identity"], self.supply.identity, self.config.allow_change or [])
+        self.engine = start_engine(self.network, self.ranks, self.config)
         self.store.restore(path, saved, self.engine)
         refresh_groups(self.engine, self.config)
         self.state = TrainState(**saved["train"])
@@ -266,6 +286,8 @@ class Trainer:
         self.saved_at = time.monotonic()
 
     def stop(self) -> None:
+        if self.engine is None:
+            raise Interrupted("stopped before the first step; run the same command again")
         self.save()
         raise Interrupted(f"stopped after step {self.state.step}, which is saved; run the same command again to go on")
 

@@ -44,7 +44,8 @@ class TinyRun:
             labels = random_labels(np.random.default_rng(1), self.num_train + self.num_tuning, tasks, event_share=0.5)
             bias_TK = bias_table(labels.take(np.arange(self.num_train)), tasks)
             self._labels, self._ranks = labels, ranks
-            supply = Supply(self.num_train, self._train_batches, self._tuning_batches, _write_weights, self.identity)
+            batches = self._train_batches, self._fit_batches, self._tuning_batches
+            supply = Supply(self.num_train, *batches, _write_weights, self.identity)
             model = tiny_model(bias_TK)
             trainer = Trainer(self.folder, model, tasks, self.config, supply, ranks, self.config.precision, signals)
             trainer.resume()
@@ -69,10 +70,15 @@ class TinyRun:
                 os.kill(os.getpid(), self.signal_at[2])
             yield self.batch(order[start : start + size][ranks.rank :: ranks.world])
 
+    def _fit_batches(self):
+        return self._in_order(np.arange(min(self.config.head_fit_studies, self.num_train)))
+
     def _tuning_batches(self):
+        return self._in_order(self.num_train + np.arange(self.num_tuning))
+
+    def _in_order(self, rows: np.ndarray):
         size, ranks = self.config.batch_size, self._ranks
-        rows = self.num_train + np.arange(self.num_tuning)
-        for start in range(0, self.num_tuning, size):
+        for start in range(0, len(rows), size):
             yield self.batch(rows[start : start + size][ranks.rank :: ranks.world])
 
     def with_config(self, **changes) -> "TinyRun":

@@ -20,13 +20,6 @@ def test_rates_warm_up_then_fall_on_a_cosine():
     assert all(a >= b for a, b in pairwise(shares[10:]))
 
 
-def test_a_held_rate_is_zero_and_then_takes_the_same_course():
-    shares = [schedule(step, 100, 0.1, hold_fraction=0.2) for step in range(100)]
-    assert shares[:20] == [0.0] * 20
-    assert shares[20:30] == pytest.approx([schedule(step, 100, 0.1) for step in range(10)])
-    assert 0.01 < shares[99] < 0.011
-
-
 def test_one_step_without_warmup_is_at_the_peak():
     assert schedule(0, 1, 0.05) == 1.0
 
@@ -39,12 +32,11 @@ def test_every_parameter_has_its_rate_and_decay_by_what_it_is():
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for group in parameter_groups(model, config):
         for parameter in group["params"]:
-            found[names[id(parameter)]] = (group["peak_lr"], group["weight_decay"], group["held"])
+            found[names[id(parameter)]] = (group["peak_lr"], group["weight_decay"])
     assert found.keys() == set(names.values())
     parameters = dict(model.named_parameters())
-    for name, (peak, decay, held) in found.items():
+    for name, (peak, decay) in found.items():
         in_head = name.startswith("head.")
-        assert held is not in_head
         if name.endswith(".weight") and parameters[name].ndim >= 2:
             fan_in = parameters[name].numel() / parameters[name].shape[0]
             assert peak == pytest.approx((0.3 if in_head else 0.02) / fan_in)
