@@ -14,7 +14,7 @@ class TrainConfig:
     max_steps: int | None = None  # stop early after this many steps; None: epochs decide
     batch_size: int = 8  # studies of one optimizer step over all processes
     lr: float = 0.01  # encoder, peak: a kernel with n inputs takes lr / n, so a step moves its output by about lr
-    head_lr: float = 0.06  # head, likewise
+    head_lr: float = 0.02  # head, likewise
     warmup_fraction: float = 0.05  # of all steps, linear; then a cosine to 1 % of the peak
     head_fit_studies: int = 1024  # train studies whose untrained features the head is fitted to before step 1; 0: none
     head_fit_deviation: float = 0.5  # of a task's log hazard between studies, what the fit's prior allows
@@ -22,7 +22,7 @@ class TrainConfig:
     grad_clip: float = 1.0  # global norm
     precision: str = "auto"  # fp32 | bf16 | auto: bf16 where the device computes it and a self-test agrees with fp32
     zero_stage: int = 0  # DeepSpeed ZeRO 0..3: what ranks share out: nothing, optimizer, gradients, weights
-    augment: bool = True
+    augment: float = 1.0  # share of the limits in volume/augment.py; 0: none
     seed: int = 0
     checkpoint_minutes: float = 10.0  # wall time between checkpoints, 0: every step; one more after every epoch
     keep_checkpoints: int = 3
@@ -41,6 +41,7 @@ class TrainConfig:
         require(self.head_fit_studies >= 0, "train.head_fit_studies", self.head_fit_studies, "must not be negative")
         require(self.head_fit_deviation > 0, "train.head_fit_deviation", self.head_fit_deviation, "must be positive")
         require(0 <= self.warmup_fraction < 1, "train.warmup_fraction", self.warmup_fraction, "must lie in [0, 1)")
+        require(0 <= self.augment <= 2, "train.augment", self.augment, "must lie between 0 and 2")
         require(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "must not be negative")
         require(self.seed >= 0, "train.seed", self.seed, "must not be negative")
         require(

@@ -162,7 +162,7 @@ class Trainer:
         epoch, position = self.place()
         seeds_B = augmentation_seeds(config.seed, epoch, batch.study_rank_B)
         batch = batch.to(self.ranks.device)
-        hu_BDHW = augment(batch.volume_BDHW, seeds_B) if config.augment else batch.volume_BDHW
+        hu_BDHW = augment(batch.volume_BDHW, seeds_B, config.augment) if config.augment else batch.volume_BDHW
 
         self.engine.train()
         log_hazard_BTK = self.engine(hu_BDHW)

@@ -21,14 +21,16 @@ NOISE_HU = 20.0  # largest standard deviation
 AIR_HU = -1000.0
 
 
-def augment(hu_BDHW: Tensor, seeds_B: Tensor) -> Tensor:
+def augment(hu_BDHW: Tensor, seeds_B: Tensor, strength: float = 1.0) -> Tensor:
     """float32 batch of the same shape; each study's view is a function of its int64 seed alone, whoever is beside it.
+
+    strength: share of the limits above, all alike.
 
     Reads the seeds on the CPU: on a GPU that waits for the device once. The noise differs between kinds of device.
     """
     seeds = seeds_B.tolist()
     draws = [torch.rand(8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in seeds]
-    draws_8B = (torch.stack(draws, dim=1) * 2 - 1).float().to(hu_BDHW.device)
+    draws_8B = strength * (torch.stack(draws, dim=1) * 2 - 1).float().to(hu_BDHW.device)
     turn_B, scale_B, *shift_3B, contrast_B, offset_B, noise_B = draws_8B
     scale_B = 1 + SCALE * scale_B
 

@@ -97,7 +97,7 @@ def test_best_tuning_loss_is_exported(straight):
 
 def test_overfits_eight_studies(tiny_run):
     run = replace(
-        tiny_run.with_config(epochs=40, batch_size=8, lr=0.5, head_lr=0.9, augment=False, weight_decay=0.0), num_train=8
+        tiny_run.with_config(epochs=40, batch_size=8, lr=0.5, head_lr=0.9, augment=0.0, weight_decay=0.0), num_train=8
     )
     run_distributed(run.start, 1)
     course = losses(run)

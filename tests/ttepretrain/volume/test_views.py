@@ -49,6 +49,13 @@ def test_other_seeds_give_other_views(hu_BDHW):
     assert (one - other).abs().mean() > 5
 
 
+def test_strength_takes_a_view_to_the_study_itself(hu_BDHW):
+    seeds_B = torch.arange(4)
+    changes = [float((augment(hu_BDHW, seeds_B, s) - hu_BDHW).abs().mean()) for s in (0.0, 0.1, 0.5, 1.0)]
+    assert changes[0] < 0.01
+    assert changes == sorted(changes)
+
+
 def test_views_are_the_same_study_a_little_changed(hu_BDHW):
     """Alike enough to be recognised, never mirrored, never turned upside down; int16 is taken as it is."""
     x = hu_BDHW[:1]
