@@ -25,12 +25,14 @@ class EvalConfig:
     horizons_days: list[float] = field(default_factory=lambda: [30.0, 180.0, 365.0])
     bootstraps: int = 1000  # patient resamples behind every interval
     batch_size: int = 8  # studies embedded at once
+    precision: str = "auto"  # of the features: fp32 | bf16 | auto, as in train.precision
     seed: int = 0  # of the resamples
 
     def __post_init__(self) -> None:
         require(len(self.arms) > 0, "eval.arms", self.arms, "must name at least one arm")
         for arm in self.arms:
             require_choice("eval.arms", arm, ("base_random", "tte"))
+        require_choice("eval.precision", self.precision, ("auto", "fp32", "bf16"))
         require(self.batch_size >= 1, "eval.batch_size", self.batch_size, "must be at least 1")
         require(self.seed >= 0, "eval.seed", self.seed, "must not be negative")
         require(self.bootstraps >= 100, "eval.bootstraps", self.bootstraps, "must be at least 100")

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
+import torch
 
 from data.loader import EvaluationLoader, PreparedStudies
 from data.progress import progress
@@ -24,6 +25,7 @@ from ttepretrain.errors import ConfigError, IntegrityError
 from ttepretrain.export import load_encoder
 from ttepretrain.files import replacing, sha256_of
 from ttepretrain.models.encoder import build_encoder
+from ttepretrain.training.precision import choose_precision
 from ttepretrain.volume.spec import VolumeSpec
 
 METADATA_KEY = b"made_from"
@@ -58,21 +60,27 @@ def open_arm(name: str, pretrained: Path, spec: VolumeSpec, device: str) -> Arm:
 
 
 def embed_arms(config: RunConfig, splits: Sequence[PreparedStudies], device: str) -> dict[str, np.ndarray]:
-    """Arm -> float32 [N, F], the studies of the splits one after the other; also written to `embeddings.parquet`."""
+    """Arm -> float32 [N, F], the studies of the splits one after the other; also written to `embeddings.parquet`.
+
+    All arms in one precision: `eval.precision`, `auto` resolved on the first.
+    """
     path = config.eval_folder / "embeddings.parquet"
     pretrained = config.pretrain_folder("tte")
-    arms = [open_arm(name, pretrained, splits[0].spec, device) for name in config.eval.arms]
+    spec = splits[0].spec
+    arms = [open_arm(name, pretrained, spec, device) for name in config.eval.arms]
+    made_from = {"prepared": splits[0].fingerprint, "precision": config.eval.precision}
     study_key_N = np.concatenate([studies.study_key for studies in splits])
     split_N = np.repeat([s.split for s in splits], [len(s) for s in splits])
-    features = _reusable(path, arms, splits[0].fingerprint, study_key_N)
+    features = _reusable(path, arms, made_from, study_key_N)
     if set(features) == {arm.name for arm in arms}:
         return features
+    precision = choose_precision(config.eval.precision, arms[0].embedder, spec.shape_DHW, torch.device(device))
     for arm in arms:
         if arm.name not in features:
+            arm.embedder.precision = precision
             features[arm.name] = _embed(arm, splits, config.eval.batch_size)
     features = {arm.name: features[arm.name] for arm in arms}
-    made_from = {"prepared": splits[0].fingerprint, "arms": {arm.name: arm.made_from for arm in arms}}
-    _write(path, study_key_N, split_N, features, made_from)
+    _write(path, study_key_N, split_N, features, made_from | {"arms": {arm.name: arm.made_from for arm in arms}})
     return features
 
 
@@ -99,13 +107,13 @@ def _write(path: Path, study_key_N, split_N, features: dict[str, np.ndarray], ma
         parquet.write_table(table, temporary, compression="zstd")
 
 
-def _reusable(path: Path, arms: Sequence[Arm], prepared: str, study_key_N: np.ndarray) -> dict[str, np.ndarray]:
-    """Features of the arms that the file already holds for these weights and this prepared folder."""
+def _reusable(path: Path, arms: Sequence[Arm], inputs: dict, study_key_N: np.ndarray) -> dict[str, np.ndarray]:
+    """Features of the arms that the file already holds for these weights and these inputs."""
     if not path.exists():
         return {}
     table = parquet.read_table(path)
     made_from = json.loads((table.schema.metadata or {}).get(METADATA_KEY, b"{}"))
-    if made_from.get("prepared") != prepared:
+    if {key: made_from.get(key) for key in inputs} != inputs:
         return {}
     found = {}
     arm_of_row = table["arm"].to_numpy()

@@ -242,7 +242,7 @@ def test_base_random_is_the_encoder_the_run_started_from(run):
     config = run[1]
     arm = embedding.open_arm("base_random", config.pretrain_folder("tte"), SPEC, "cpu")
     start = build_model(config.model, SPEC, torch.zeros(4, 6), seed=config.train.seed).encoder.state_dict()
-    ours = arm.embedder._encoder.state_dict()
+    ours = arm.embedder.encoder.state_dict()
     assert start.keys() == ours.keys()
     assert all(torch.equal(start[name], ours[name]) for name in start)
     other = build_encoder(config.model, SPEC.num_channels, seed=8).state_dict()
