@@ -1,20 +1,14 @@
-"""Command line of the library: `ttepretrain info EXPORT`, `ttepretrain embed EXPORT INPUT... -o embeddings.parquet`."""
+"""Command line of the library: `ttepretrain info | embed | risk`."""
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ttepretrain.errors import BadDataError, BadStudy, ConfigError, exit_with
-from ttepretrain.scans import Scan, find_scans
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from ttepretrain.embedder import Embedder
+from ttepretrain.scans import find_scans
 
 SAVE_SECONDS = 60.0  # work that a killed run loses at most
 
@@ -36,19 +30,51 @@ def run(arguments: list[str]) -> None:
         description="Features of scans, as parquet with columns key and embedding. Scans that cannot be used go to "
         "quarantine.parquet beside it. Running the command again goes on where it stopped.",
     )
-    embed.add_argument("export", type=Path, metavar="EXPORT")
-    embed.add_argument(
-        "inputs", type=Path, nargs="+", metavar="INPUT",
-        help="NIfTI file, DICOM folder, folder of either, or a table (csv, parquet) with columns key,image",
-    )  # fmt: skip
-    embed.add_argument("-o", "--output", type=Path, required=True, help="parquet file to write or to complete")
-    embed.add_argument("--batch-size", type=int, default=4, help="scans per forward pass (default 4)")
-    embed.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
+    risk = commands.add_parser(
+        "risk",
+        help="probability of every task within a horizon",
+        description="Probability that a task happens within the horizon and before death, as parquet with columns key, "
+        "task, horizon_days, risk. Scans that cannot be used go to quarantine.parquet beside it.",
+    )
+    risk.add_argument(
+        "--horizons", type=_days, required=True, metavar="DAYS,DAYS", help="days from the scan: 30,180,365"
+    )
+    risk.add_argument("--tasks", nargs="+", metavar="CODE", help="these tasks only (default: all of the export)")
+    for command in (embed, risk):
+        _add_scan_arguments(command)
     parsed = parser.parse_args(arguments)
     if parsed.command == "info":
         print_info(parsed.export)
+        return
+    if parsed.batch_size < 1:
+        raise ConfigError(f"--batch-size must be at least 1; got {parsed.batch_size}")
+    if not parsed.output.absolute().parent.is_dir():
+        raise ConfigError(f"--output: the folder {parsed.output.absolute().parent} does not exist")
+    given = (parsed.export, parsed.inputs, parsed.output, parsed.batch_size, parsed.device)
+    if parsed.command == "embed":
+        embed_scans(*given)
     else:
-        embed_scans(parsed.export, parsed.inputs, parsed.output, parsed.batch_size, parsed.device)
+        from ttepretrain.risks import risk_of_scans
+
+        risk_of_scans(*given, parsed.horizons, parsed.tasks)
+
+
+def _add_scan_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("export", type=Path, metavar="EXPORT")
+    command.add_argument(
+        "inputs", type=Path, nargs="+", metavar="INPUT",
+        help="NIfTI file, DICOM folder, folder of either, or a table (csv, parquet) with columns key,image",
+    )  # fmt: skip
+    command.add_argument("-o", "--output", type=Path, required=True, help="parquet file to write or to complete")
+    command.add_argument("--batch-size", type=int, default=4, help="scans per forward pass (default 4)")
+    command.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
+
+
+def _days(text: str) -> list[float]:
+    days = [float(part) for part in text.split(",")]
+    if not all(0 < day < float("inf") for day in days):
+        raise ValueError
+    return days
 
 
 def print_info(folder: Path) -> None:
@@ -81,14 +107,11 @@ def embed_scans(folder: Path, inputs: Sequence[Path], output: Path, batch_size: 
 
     Scans that `output` already has from the same export are not read again; refused ones are tried again.
     """
-    if batch_size < 1:
-        raise ConfigError(f"--batch-size must be at least 1; got {batch_size}")
-    if not output.absolute().parent.is_dir():
-        raise ConfigError(f"--output: the folder {output.absolute().parent} does not exist")
     scans = find_scans(inputs)
     from ttepretrain.embedding_table import EmbeddingTable, write_quarantine
     from ttepretrain.export import load_encoder
     from ttepretrain.export_folder import read_export
+    from ttepretrain.volume.batches import volumes_of
 
     table = EmbeddingTable(output, read_export(folder).fingerprint)
     todo = [scan for scan in scans if scan.key not in table.rows]
@@ -96,37 +119,22 @@ def embed_scans(folder: Path, inputs: Sequence[Path], output: Path, batch_size: 
     refused: dict[str, BadStudy] = {}
     if todo:
         saved = time.monotonic()
-        for rows in _embedded(load_encoder(folder, device), todo, batch_size, refused):
-            table.rows.update(rows)
+        encoder = load_encoder(folder, device)
+        for keys, volume_BDHW in volumes_of(todo, encoder.spec, batch_size, refused):
+            table.rows.update(zip(keys, encoder.embed_hu(volume_BDHW).numpy()))
             if time.monotonic() - saved > SAVE_SECONDS:
                 table.save()
                 saved = time.monotonic()
                 print(f"{len(table.rows)} embedded, {len(refused)} refused", flush=True)
     table.save()
     write_quarantine(output.with_name("quarantine.parquet"), {scan.key for scan in scans}, refused)
-    if len(refused) == len(scans):
-        raise BadDataError(f"none of {len(scans)} scans can be used; quarantine.parquet has the reasons")
-    print(f"{len(scans) - len(refused)} of {len(scans)} scans are in {output.name}")
+    say_what_came(len(scans), len(refused), output)
+
+
+def say_what_came(scans: int, refused: int, output: Path) -> None:
+    """Raises BadDataError when every scan was refused."""
+    if refused == scans:
+        raise BadDataError(f"none of {scans} scans can be used; quarantine.parquet has the reasons")
+    print(f"{scans - refused} of {scans} scans are in {output.name}")
     if refused:
-        print(f"{len(refused)} cannot be used; quarantine.parquet has the reasons")
-
-
-def _embedded(
-    encoder: Embedder, scans: Sequence[Scan], batch_size: int, refused: dict[str, BadStudy]
-) -> Iterator[dict[str, np.ndarray]]:
-    """Embeddings by key, a batch at a time; scans that cannot be used go to `refused`."""
-    import numpy as np
-    import torch
-
-    from ttepretrain.volume.preprocess import preprocess_ct
-
-    volumes: dict[str, np.ndarray] = {}
-    for scan in scans:
-        try:
-            volumes[scan.key] = preprocess_ct(scan.path, encoder.spec).hu_DHW
-        except BadStudy as error:
-            refused[scan.key] = error
-        if len(volumes) == batch_size or (volumes and scan is scans[-1]):
-            embedding_BF = encoder.embed_hu(torch.from_numpy(np.stack(list(volumes.values())))).numpy()
-            yield dict(zip(volumes, embedding_BF))
-            volumes = {}
+        print(f"{refused} cannot be used; quarantine.parquet has the reasons")

@@ -1,4 +1,4 @@
-"""`ttepretrain info` and `embed`: output files, quarantine, resuming, exit codes."""
+"""`ttepretrain info`, `embed` and `risk`: output files, quarantine, resuming, exit codes."""
 
 import os
 import subprocess
@@ -9,12 +9,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
+import torch
 
 from ttepretrain import load_encoder
 from ttepretrain.cli import run
 from ttepretrain.errors import BadDataError, BadStudy, ConfigError, IntegrityError
+from ttepretrain.export import load_model
+from ttepretrain.export_folder import read_export
+from ttepretrain.survival.curves import cumulative_incidence
 from ttepretrain.testing import write_tiny_export
-from ttepretrain.volume import preprocess
+from ttepretrain.volume import batches, preprocess
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +88,7 @@ def test_running_again_reads_only_what_is_missing(export, scans, tmp_path, monke
         seen.append(path.name)
         return real(path, spec)
 
-    monkeypatch.setattr(preprocess, "preprocess_ct", reading)
+    monkeypatch.setattr(batches, "preprocess_ct", reading)
     again = embed(export, scans / "sub", scans / "a.nii.gz", output=output)
     assert seen == ["a.nii.gz"]
     assert "3 scans, 2 of them embedded before" in capsys.readouterr().out
@@ -104,7 +108,7 @@ def test_a_killed_run_keeps_what_it_saved(export, scans, tmp_path, monkeypatch):
         return real(path, spec)
 
     with monkeypatch.context() as patch:
-        patch.setattr(preprocess, "preprocess_ct", reading)
+        patch.setattr(batches, "preprocess_ct", reading)
         with pytest.raises(KeyboardInterrupt):
             embed(export, scans / "sub", output=output, options=["--batch-size", "1"])
     assert list(read(output)) == ["b.nii"]
@@ -191,3 +195,37 @@ def test_exit_codes_of_the_command(arguments, code, tmp_path):
 
 def path_to_library() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+
+
+def test_risk_is_the_models_cumulative_incidence(export, scans, tmp_path, capsys):
+    """One row per usable scan, task and horizon; the refused scan is in quarantine; synthetic weights are said so."""
+    output = tmp_path / "risks.parquet"
+    run(["risk", str(export), str(scans), "--horizons", "30,365", "-o", str(output), "--batch-size", "2"])
+    assert "mean nothing for a patient" in capsys.readouterr().err
+    table = parquet.read_table(output).to_pandas()
+    model, spec = load_model(export), read_export(export).spec
+    tasks = read_export(export).tasks
+    keys = ["a.nii.gz", "sub/b.nii", "sub/c.nii.gz"]
+    assert list(table["key"].unique()) == keys
+    for key in keys:
+        with torch.inference_mode():
+            z_BTK = model(torch.from_numpy(preprocess.preprocess_ct(scans / key, spec).hu_DHW)[None])
+        for days in (30.0, 365.0):
+            rows = table[(table["key"] == key) & (table["horizon_days"] == days)]
+            expected = cumulative_incidence(z_BTK, days, tasks.bin_edges_days, tasks.blackout_days, tasks.death_task)
+            assert list(rows["task"]) == list(tasks.codes)
+            np.testing.assert_allclose(rows["risk"], expected[0].numpy(), rtol=1e-4)
+    assert [record["key"] for record in quarantine(output)] == ["bad.nii"]
+
+
+def test_risk_of_some_tasks_only_and_what_it_refuses(export, scans, tmp_path):
+    output = tmp_path / "risks.parquet"
+    command = ["risk", str(export), str(scans / "a.nii.gz"), "-o", str(output)]
+    run([*command, "--horizons", "30", "--tasks", "MEDS_DEATH", "TEST/1"])
+    assert parquet.read_table(output)["task"].to_pylist() == ["TEST/1", "MEDS_DEATH"]
+    with pytest.raises(ConfigError, match=r"--horizons must lie after the blackout of 1 days; got \[0.5\]"):
+        run([*command, "--horizons", "0.5,30"])
+    with pytest.raises(ConfigError, match="--tasks: TEST/9 is no task of the export"):
+        run([*command, "--horizons", "30", "--tasks", "TEST/9"])
+    with pytest.raises(SystemExit):
+        run([*command, "--horizons", "soon"])

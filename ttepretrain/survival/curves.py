@@ -1,0 +1,69 @@
+"""From log hazards to survival, cumulative incidence and quantiles (docs/likelihood.md).
+
+B rows, K tasks, T bins (lo, hi]. Hazards are per day and constant within a bin. Time starts at the blackout b, as in
+the likelihood: nothing is said about (0, b].
+
+    L_k(t) = sum_t l_kt D_t(t)          D_t(t): days of bin t between b and t
+    S_k(t) = exp(-L_k(t))               k alone: what would happen if nobody died first
+    F_k(t) = sum_t S(lo_t) l_kt / (l_kt + l_Dt) (1 - exp(-(l_kt + l_Dt) D_t))      S of k and death D together
+
+F is the probability that k happens by t and before death (cause-specific hazards). Other tasks do not end follow-up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ttepretrain.survival.likelihood import exposure_days
+
+
+def survival(log_hazard_BTK: Tensor, horizon_days: float, bin_edges_days: Sequence[float], blackout_days: float):
+    """float64 [B, K]: S_k(horizon)."""
+    days_T = _days_in_bins(log_hazard_BTK, horizon_days, bin_edges_days, blackout_days)
+    return torch.exp(-(log_hazard_BTK.double().exp() * days_T[:, None]).sum(1))
+
+
+def cumulative_incidence(
+    log_hazard_BTK: Tensor,
+    horizon_days: float,
+    bin_edges_days: Sequence[float],
+    blackout_days: float,
+    death_task: int | None,
+) -> Tensor:
+    """float64 [B, K]: F_k(horizon), death competing; of death itself, and of all without a death task, 1 - S_k."""
+    days_T = _days_in_bins(log_hazard_BTK, horizon_days, bin_edges_days, blackout_days)
+    hazard_BTK = log_hazard_BTK.double().exp()
+    both_BTK = hazard_BTK.clone()
+    if death_task is not None:
+        both_BTK += hazard_BTK[:, :, death_task, None]
+        both_BTK[:, :, death_task] = hazard_BTK[:, :, death_task]
+    passed_BTK = both_BTK * days_T[:, None]
+    at_start_BTK = torch.exp(passed_BTK - passed_BTK.cumsum(1))  # S(lo_t)
+    return (at_start_BTK * hazard_BTK / both_BTK * -torch.expm1(-passed_BTK)).sum(1)
+
+
+def quantile_days(
+    log_hazard_BTK: Tensor, share: float, bin_edges_days: Sequence[float], blackout_days: float
+) -> Tensor:
+    """float64 [B, K]: the day t with S_k(t) = 1 - share. Finite: the last bin has no end."""
+    if not 0 < share < 1:
+        raise ValueError(f"share must lie between 0 and 1; got {share}")
+    hazard_BTK = log_hazard_BTK.double().exp()
+    edges = torch.as_tensor(bin_edges_days, dtype=torch.float64, device=hazard_BTK.device)
+    low_T = edges[:-1].clamp(min=blackout_days)
+    days_T = (edges[1:-1] - low_T[:-1]).clamp(min=0)  # of all bins but the last
+    ends_BTK = (hazard_BTK[:, :-1] * days_T[:, None]).cumsum(1)  # L at the end of each of them
+    wanted = -torch.log1p(torch.tensor(-share, dtype=torch.float64))
+    bin_B1K = (ends_BTK < wanted).sum(1, keepdim=True)
+    before_BTK = torch.cat([torch.zeros_like(hazard_BTK[:, :1]), ends_BTK], 1)
+    rest_BK = (wanted - before_BTK.gather(1, bin_B1K)) / hazard_BTK.gather(1, bin_B1K)
+    return low_T[bin_B1K[:, 0]] + rest_BK[:, 0]
+
+
+def _days_in_bins(log_hazard_BTK: Tensor, horizon_days: float, edges: Sequence[float], blackout_days: float) -> Tensor:
+    edges = torch.as_tensor(edges, dtype=torch.float64, device=log_hazard_BTK.device)
+    horizon = torch.tensor([horizon_days], dtype=torch.float64, device=edges.device)
+    return exposure_days(horizon, edges, blackout_days)[0]
