@@ -24,8 +24,8 @@ class InputConfig:
     """All paths None: the run's own synthetic cohort (`<root>/<name>/cohort`) is the input."""
 
     studies: str | None = None  # studies.parquet or .csv
-    ehr: str | None = None  # MEDS data set folder
-    ontology: str | None = None  # Athena export folder; None: codes.parquet parents alone
+    ehr: str | None = None  # folder of a MEDS data set or of OMOP CDM tables
+    ontology: str | None = None  # folder of an Athena export; None: what lies in `ehr` alone
     splits: str | None = None  # parquet or csv: subject_id, split; overrides the data set's own
 
 

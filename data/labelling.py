@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -13,17 +16,22 @@ from typing import Any
 
 import polars as pl
 
-from data.tables import write_parquet
+from data.label_files import ALWAYS, COVARIATES, write_label_files
+from data.label_tables import read_label_tables, with_label_tables
+from data.leakage import check_frozen_tasks
+from data.stamps import read_stamp, write_stamp
 from data.workers import REPOSITORY
 from ehr.config import EhrConfig
+from ehr.phenotype_file import read_phenotypes
 from ttepretrain.errors import ConfigError
-from ttepretrain.files import replacing, sha256_of, write_json
+from ttepretrain.files import sha256_of
+
+log = logging.getLogger(__name__)
 
 MapShards = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
 
 STAMP = "stages/labels.json"  # what the files below were made from
-COVARIATES = "stages/covariates.parquet"  # the EHR's half of covariates.parquet
-LABEL_FILES = ("tasks.json", "labels.parquet", "phenotypes.parquet", COVARIATES)
+SCRATCH = "stages/scratch"
 STUDY_COLUMNS = ("study_id", "subject_id", "study_time", "date_only", "split")
 
 
@@ -33,6 +41,7 @@ class LabelStage:
     covariates: pl.DataFrame
     counts: dict  # of summary.json
     inputs: dict  # hashes, of provenance.json
+    files: tuple[str, ...]  # all that the stage wrote, relative to the folder
     reused: bool
 
 
@@ -46,47 +55,89 @@ def make_labels(
     map_shards: MapShards,
 ) -> LabelStage:
     """Label files of `folder`, from its last run when nothing they depend on has changed since."""
+    given = _given_labels(config)
     inputs = _inputs(ehr, ontology, studies, config, fitted_on, map_shards)
+    frozen = None if config.tasks is None else _frozen_tasks(folder, Path(config.tasks), fitted_on)
     stamp = _valid_stamp(folder, inputs)
-    if stamp is None:
+    reused = stamp is not None
+    if not reused:
+        from data.records import open_records
         from ehr.build import build_labels
 
-        result = build_labels(ehr, ontology, studies.select(STUDY_COLUMNS), config, map_shards, fitted_on=fitted_on)
-        (folder / COVARIATES).parent.mkdir(exist_ok=True)
-        with replacing(folder / "tasks.json") as temporary:
-            result.tasks.save(temporary)
-        for name in ("labels", "phenotypes"):
-            write_parquet(getattr(result, name).sort("study_id", maintain_order=True), folder / f"{name}.parquet")
-        write_parquet(result.covariates.sort("study_id"), folder / COVARIATES)
-        files = {name: sha256_of(folder / name) for name in LABEL_FILES}
-        write_json(folder / STAMP, {"inputs": inputs, "files": files, "counts": result.counts})
-        stamp = json.loads((folder / STAMP).read_text())
-        reused = False
-    else:
-        reused = True
+        records = open_records(folder, ehr, ontology, config, inputs, map_shards)
+        table = studies.select(STUDY_COLUMNS)
+        with _scratch(folder) as scratch:
+            result = build_labels(records.ehr, records.ontology, table, config, map_shards, fitted_on, scratch)
+        phenotypes, counts = with_label_tables(
+            result.phenotypes, given, result.labels["study_id"], result.tasks.blackout_days
+        )
+        names = [*write_label_files(folder, result, phenotypes), *records.files]
+        counts = result.counts | records.counts | ({"label_tables": counts} if config.label_tables else {})
+        counts |= {"frozen_tasks_fitted_on": frozen} if frozen else {}
+        stamp = write_stamp(folder, STAMP, inputs, names, counts)
     return LabelStage(
         pl.read_parquet(folder / "labels.parquet", columns=["study_id"]),
         pl.read_parquet(folder / COVARIATES),
         stamp["counts"],
         inputs,
+        (STAMP, *stamp["files"]),
         reused,
     )
 
 
-def _inputs(ehr, ontology, studies, config, fitted_on, map_shards) -> dict[str, str]:
-    """Hash of everything that the label files are a function of, our own code included."""
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """An empty folder that all workers see, gone after the block; one that a kill left goes first."""
+    scratch = folder.absolute() / SCRATCH
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch)
+
+
+def _given_labels(config: EhrConfig) -> pl.DataFrame:
+    """Rows of the user's label tables. All small files are checked here, before the long pass over the records."""
     phenotypes = Path(config.phenotypes)
     if not phenotypes.is_file():
         raise ConfigError(f"ehr.phenotypes: {phenotypes} is not a file; configs/phenotypes/default.yaml is the default")
+    if config.tasks and not Path(config.tasks).is_file():
+        raise ConfigError(
+            f"ehr.tasks: {config.tasks} is not a file; give a prepared folder's or an export's tasks.json"
+        )
+    declared = {name: phenotype.kind for name, phenotype in read_phenotypes(phenotypes).items()}
+    return read_label_tables([Path(path) for path in config.label_tables or []], declared)
+
+
+def _frozen_tasks(folder: Path, tasks: Path, fitted_on: dict) -> str:
+    """What is known of its subjects; warns when nothing is."""
+    known = check_frozen_tasks(folder, tasks, fitted_on)
+    if known == "unknown":
+        log.warning(
+            "ehr.tasks: whether held-out subjects are among those it was fitted on cannot be checked; give the "
+            "tasks.json of the prepared folder it comes from, or share its salt (prepare.salt_file)"
+        )
+    return known
+
+
+def _inputs(ehr, ontology, studies, config, fitted_on, map_shards) -> dict[str, str]:
+    """Hash of everything that the label files are a function of, our own code included."""
     table = BytesIO()
     studies.select(STUDY_COLUMNS).sort("study_id").write_parquet(table)
-    settings = dataclasses.asdict(config) | {"phenotypes": sha256_of(phenotypes), "fitted_on": fitted_on}
+    settings = dataclasses.asdict(config) | {
+        "phenotypes": sha256_of(Path(config.phenotypes)),
+        "tasks": sha256_of(Path(config.tasks)) if config.tasks else None,
+        "label_tables": [sha256_of(Path(path)) for path in config.label_tables or []],
+        "fitted_on": fitted_on,
+    }
     return {
         "studies": hashlib.sha256(table.getvalue()).hexdigest(),
         "ehr": _folder_hash(ehr, map_shards),
         "ontology": _folder_hash(ontology, map_shards) if ontology is not None else "",
         "config": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
         "code": _folder_hash(REPOSITORY / "ehr", _map_here, "*.py"),
+        "writers": _folder_hash(REPOSITORY / "data", _map_here, "*label*.py"),
     }
 
 
@@ -103,9 +154,5 @@ def _map_here(function, items):
 
 
 def _valid_stamp(folder: Path, inputs: dict[str, str]) -> dict | None:
-    try:
-        stamp = json.loads((folder / STAMP).read_text())
-        valid = stamp["inputs"] == inputs and all(sha256_of(folder / n) == h for n, h in stamp["files"].items())
-        return stamp if valid and set(stamp["files"]) == set(LABEL_FILES) and "counts" in stamp else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    stamp = read_stamp(folder, STAMP, inputs)
+    return stamp if stamp is not None and set(stamp["files"]) >= set(ALWAYS) else None

@@ -49,7 +49,7 @@ def read_studies(path: Path, date_only: str, timezone: str | None) -> StudyTable
     converted to `timezone`. Raises ConfigError for a missing column or an inexact type, IntegrityError for a damaged
     file; a bad row is refused alone.
     """
-    raw = _read_table(path, "input.studies")
+    raw = read_table(path, "input.studies")
     missing = [name for name in REQUIRED if name not in raw.columns]
     if missing:
         raise ConfigError(f"input.studies: no column {', '.join(missing)}; the table has {', '.join(raw.columns)}")
@@ -83,7 +83,7 @@ def resolve_image(root: Path, image: str) -> Path:
 
 def read_splits(path: Path, key: str) -> pl.DataFrame:
     """subject_id i64, split str of a table of splits; a subject listed twice with two splits stays twice."""
-    table = _read_table(path, key)
+    table = read_table(path, key)
     if not {"subject_id", "split"} <= set(table.columns):
         raise ConfigError(f"{key}: columns subject_id and split are needed; the table has {', '.join(table.columns)}")
     table = table.select(_whole_numbers(table["subject_id"], key), _text(table, "split"))
@@ -190,7 +190,8 @@ def _text(table: pl.DataFrame, name: str) -> pl.Series:
     return column.set(column == "", None)
 
 
-def _read_table(path: Path, key: str) -> pl.DataFrame:
+def read_table(path: Path, key: str) -> pl.DataFrame:
+    """The columns as they are, those of a csv as text; ConfigError names the configuration key it was given under."""
     if path.suffix not in (".parquet", ".csv"):
         raise ConfigError(f"{key}: {path.name}: a .parquet or .csv table is needed")
     if not path.is_file():

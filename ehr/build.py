@@ -1,31 +1,37 @@
 """Labels of all studies from an EHR folder: a survey of the files, then two passes over shards of subjects.
 
-survey   which subjects, codes and rows each file holds             -> code index, ontology, shards of subjects
-count    prevalence and train events of every code                  -> task choice
-label    label rows, covariates, phenotypes of every study          -> bins and rates from the train rows
+survey   which subjects, codes and rows each file holds; its events as integers -> code index, ontology, shards
+count    prevalence and train events of every code; covariates, phenotypes      -> task choice
+label    label rows of every study, from what `count` left of it                -> bins and rates from the train rows
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import polars as pl
 
 from ehr.bins import bin_edges, risk_set, task_table
+from ehr.choice import all_patient_bits, excluded_codes, train_candidates
 from ehr.codes import CodeIndex, index_codes
 from ehr.config import EhrConfig
-from ehr.followup import fixed_end_us
-from ehr.labels import ShardCounts, ShardLabels, count_shard, label_shard
+from ehr.followup import fixed_end_us, outside, read_periods, with_period_end
+from ehr.frozen import frozen_choice, frozen_tasks
+from ehr.grid import Closure
+from ehr.labels import ShardCounts, count_shard, label_shard, lists
 from ehr.ontology import read_ontology
-from ehr.phenotypes import Phenotype, match_codes, phenotype_rows, read_phenotypes, rule_table
+from ehr.phenotype_file import Phenotype, read_phenotypes, under
+from ehr.phenotypes import match_codes, phenotype_rows, rule_table
 from ehr.schema import ADMISSION, BIRTH, COVARIATES, DAY_US, DEATH, DISCHARGE, LABELS, PHENOTYPES, SEX
 from ehr.shard import Rules
 from ehr.sources.meds import MedsSource
 from ehr.survey import plan_shards, survey_file, surveyed
-from ehr.tasks import choose_tasks, entropy_score, parent_prevalence
+from ehr.tasks import choose_tasks
 from ehr.timeline import with_index
 from ttepretrain.errors import BadDataError
 from ttepretrain.tasks import TaskSet
@@ -49,34 +55,59 @@ def build_labels(
     config: EhrConfig,
     map_shards: MapShards,
     fitted_on: dict,
+    scratch: Path | None = None,
 ) -> LabelResult:
-    """Tasks fitted on the train studies and labels of every study that has follow-up.
+    """Tasks, fitted on the train studies or frozen (`ehr.tasks`), and labels of every study that has follow-up.
 
     studies: study_id, subject_id, study_time (us), date_only (bool), split. map_shards(function, items) -> results in
-    item order; functions and items are picklable. fitted_on goes into the TaskSet as it is.
+    item order; functions and items are picklable. fitted_on goes into the TaskSet as it is. scratch: an empty folder
+    that all workers see, for 15 bytes per event (None: a temporary one of this machine).
     Raises ConfigError, IntegrityError or BadDataError (nothing left to label).
     """
+    with TemporaryDirectory() if scratch is None else nullcontext(scratch) as folder:
+        return _built(ehr_folder, ontology_folder, studies, config, map_shards, fitted_on, Path(folder))
+
+
+def _built(
+    ehr_folder: Path,
+    ontology_folder: Path | None,
+    studies: pl.DataFrame,
+    config: EhrConfig,
+    map_shards: MapShards,
+    fitted_on: dict,
+    scratch: Path,
+) -> LabelResult:
     source = MedsSource(Path(ehr_folder), config.timezone, config.date_only)
-    phenotypes = read_phenotypes(Path(config.phenotypes))
+    frozen = frozen_tasks(config)
+    phenotypes = under(config, read_phenotypes(Path(config.phenotypes)))
     studies = with_index(studies.with_row_index("study")).with_columns(train=pl.col("split") == "train")
+    studies = with_period_end(studies, read_periods(Path(ehr_folder), config))
     subjects = studies.select("subject_id", "train").unique()
-    survey = surveyed(map_shards(partial(survey_file, source=source, subjects=subjects), source.shards()))
+    survey_one = partial(survey_file, source=source, subjects=subjects, scratch=scratch)
+    survey = surveyed(map_shards(survey_one, list(enumerate(source.shards()))))
     if not len(survey.subjects):
         raise BadDataError("no study's subject is in the EHR; subject_id must mean the same in both tables")
 
-    referred = [*(config.exclude or []), *(code for p in phenotypes.values() for code in p.codes if code[-1] != "*")]
-    index = index_codes(survey.codes, read_ontology(Path(ehr_folder), ontology_folder), referred)
+    referred = referred_codes(phenotypes, config)
+    starts = pl.concat([survey.codes["code"], pl.Series(referred, dtype=pl.String)])
+    ontology = read_ontology(Path(ehr_folder), ontology_folder, starts)
+    index = index_codes(survey.codes, ontology, referred)
     matched = {name: match_codes(phenotype.codes, index) for name, phenotype in phenotypes.items()}
     codes_of = {name: codes for name, (codes, _) in matched.items()}
-    rules = _rules(source, index, rule_table(phenotypes, codes_of), survey.latest_us, config)
-    shards = plan_shards(survey.subjects, studies.select("study", "subject_id", "index", "index_last", "train"))
+    rules = _rules(scratch, index, rule_table(phenotypes, codes_of), survey.latest_us, config)
+    placed = studies.select("study", "subject_id", "index", "index_last", "period_end", "train")
+    shards = plan_shards(survey.subjects, placed)
     counted = map_shards(partial(count_shard, rules=rules), shards)
-    candidates = _candidates(index, counted, _train_subjects(studies, survey.subjects))
-    excluded = index.above_and_below(_excluded(index, phenotypes, codes_of, config))
-    chosen, task_counts = choose_tasks(candidates, excluded, rules.death, config)
-    parts = map_shards(partial(label_shard, rules=rules, tasks=_descendants(chosen, index)), shards)
+    excluded = excluded_codes(index, phenotypes, codes_of, config)
+    if frozen is None:
+        candidates = train_candidates(index, counted, studies, survey.subjects)
+        bits = partial(all_patient_bits, rules=rules, shards=shards, map_shards=map_shards)
+        chosen, task_counts = choose_tasks(candidates, excluded, rules.death, config, bits)
+    else:
+        chosen, task_counts = frozen_choice(frozen, index, excluded)
+    parts = map_shards(partial(label_shard, rules=rules, tasks=chosen["code"].to_numpy()), shards)
 
-    labels, covariates, outcome = _assembled(parts, studies)
+    labels, covariates, outcome = _assembled(counted, parts, index, studies)
     if not len(labels):
         raise BadDataError("no study has follow-up after its blackout; check study_time against the EHR's times")
     if not len(chosen):
@@ -84,16 +115,15 @@ def build_labels(
     odd = {key: sum(part.odd[key] for part in counted) for key in counted[0].odd}
 
     return LabelResult(
-        _task_set(chosen, labels, index, config, fitted_on),
+        frozen if frozen is not None else _task_set(chosen, labels, index, config, fitted_on),
         labels,
         covariates,
-        phenotype_rows(outcome, phenotypes, config.death_before_horizon).select(
-            pl.col(name).cast(dtype) for name, dtype in PHENOTYPES.items()
-        ),
+        phenotype_rows(outcome, phenotypes).select(pl.col(name).cast(dtype) for name, dtype in PHENOTYPES.items()),
         {
-            "studies": _flow(studies, survey.subjects, labels),
-            "events": survey.counts | odd,
-            "codes": {"all": len(index.names), "undescribed": index.undescribed, "cyclic": index.cyclic},
+            "studies": _flow(studies, survey.subjects, labels) | {"subjects_without_study": len(survey.others)},
+            "events": survey.counts | odd | {"placeholder_codes": _commonest(survey.placeholders)},
+            "codes": {"all": len(index.names), "undescribed": index.undescribed, "cyclic": index.cyclic}
+            | {"icd_parents": ontology.icd},
             "tasks": task_counts,
             "phenotypes_unmatched": {name: missing for name, (_, missing) in matched.items() if missing},
             "shards": len(shards),
@@ -101,13 +131,21 @@ def build_labels(
     )
 
 
+def referred_codes(phenotypes: dict[str, Phenotype], config: EhrConfig) -> list[str]:
+    """Codes that the configuration speaks of by name, in the data or not."""
+    frozen = frozen_tasks(config)
+    named = [code for p in phenotypes.values() for code in p.codes if code[-1] != "*"]
+    return [*(config.exclude or []), *named, *(frozen.codes if frozen is not None else [])]
+
+
 def _rules(
-    source: MedsSource, index: CodeIndex, phenotypes: pl.DataFrame, latest_us: int | None, config: EhrConfig
+    scratch: Path, index: CodeIndex, phenotypes: pl.DataFrame, latest_us: int | None, config: EhrConfig
 ) -> Rules:
     return Rules(
-        source=source,
-        names=index.names,
-        closure=index.closure,
+        scratch=scratch,
+        date_only=config.date_only,
+        names=index.names["name"],
+        closure=Closure.of(index.closure, len(index.names)),
         birth=index.number(BIRTH),
         death=index.number(DEATH),
         sexes=_sexes(index.names),
@@ -125,45 +163,26 @@ def _sexes(names: pl.DataFrame) -> pl.DataFrame:
     return names.select("code", sex=sex).drop_nulls()
 
 
-def _excluded(
-    index: CodeIndex, phenotypes: dict[str, Phenotype], codes_of: dict[str, pl.Series], config: EhrConfig
-) -> pl.Series:
-    listed = index.names.filter(pl.col("name").is_in(config.exclude or []))["code"]
-    hidden = [name for name, p in phenotypes.items() if config.exclude_phenotypes or p.kind == "diagnosis"]
-    twins = (match_codes(phenotypes[name].twins, index)[0] for name in hidden)
-    return pl.concat([listed, *(codes_of[name] for name in hidden), *twins])
+def _commonest(codes: pl.DataFrame) -> dict[str, int]:
+    """Rows of the twenty codes with the most, in that order. codes: code, rows."""
+    return dict(codes.sort("rows", "code", descending=[True, False]).head(20).iter_rows())
 
 
-def _train_subjects(studies: pl.DataFrame, found: pl.DataFrame) -> int:
-    return studies.filter("train").join(found, on="subject_id", how="semi")["subject_id"].n_unique()
-
-
-def _candidates(index: CodeIndex, counted: list[ShardCounts], train_subjects: int) -> pl.DataFrame:
-    """code, prevalence, score, events, patients of every candidate. A subject is in one shard: counts add up."""
-    subjects, events, patients = (sum(getattr(c, name) for c in counted) for name in ("subjects", "events", "patients"))
-    prevalence = subjects / max(train_subjects, 1)
-    above = (index.parents[name].to_numpy() for name in ("code", "parent"))
-    score = entropy_score(prevalence, parent_prevalence(prevalence, *above))
-    every = pl.DataFrame({"prevalence": prevalence, "score": score, "events": events, "patients": patients})
-    return every.with_row_index("code").join(index.candidates, on="code", how="semi", maintain_order="left")
-
-
-def _descendants(chosen: pl.DataFrame, index: CodeIndex) -> pl.DataFrame:
-    """code, task: every code that means a task."""
-    tasks = chosen.select(ancestor="code").with_row_index("task")
-    return index.closure.join(tasks, on="ancestor").select("code", "task")
-
-
-def _assembled(parts: list[ShardLabels], studies: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+def _assembled(
+    counted: list[ShardCounts], parts: list[pl.DataFrame], index: CodeIndex, studies: pl.DataFrame
+) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
     """The shards' rows in the order of the studies, under the ids and columns of the schemas."""
 
     def rows(frames: list[pl.DataFrame], keys: list[str]) -> pl.DataFrame:
         ids = studies.select("study", "study_id", "subject_id", "split", "study_time")
         return pl.concat(frames).sort(keys).join(ids, on="study", maintain_order="left")
 
-    labels = rows([part.labels for part in parts], ["study"]).with_columns(index_time=pl.col("study_time"))
-    covariates = rows([part.covariates for part in parts], ["study"])
-    outcome = rows([part.outcomes for part in parts], ["study", "phenotype"])
+    outcome = rows([part.outcomes for part in counted], ["study", "phenotype"])
+    people = rows([part.people for part in counted], ["study"]).with_columns(index_time=pl.col("study_time"))
+    labels = people.join(pl.concat(parts), on="study", how="left", maintain_order="left")
+    past = labels["past_codes"]
+    names = index.names["name"].gather(past.explode(empty_as_null=False))
+    covariates = labels.with_columns(past_codes=lists(past.list.len().to_numpy(), names))
     labels, covariates = (
         frame.select(pl.col(name).cast(dtype) for name, dtype in schema.items())
         for frame, schema in ((labels, LABELS), (covariates, COVARIATES))
@@ -193,10 +212,13 @@ def _task_set(
 def _flow(studies: pl.DataFrame, found: pl.DataFrame, labels: pl.DataFrame) -> dict:
     """How many studies came in, left by which reason, and stay in which split."""
     known = studies.join(found, on="subject_id", how="semi")
+    unobserved = known.filter(outside()).height
     return {
         "given": len(studies),
+        "date_only": int(studies["date_only"].sum()),
         "NO_SUBJECT": len(studies) - len(known),
-        "NO_FOLLOW_UP": len(known) - len(labels),
+        "OUTSIDE_OBSERVATION": unobserved,
+        "NO_FOLLOW_UP": len(known) - unobserved - len(labels),
         "labelled": len(labels),
         "labelled_subjects": labels["subject_id"].n_unique(),
         **{f"labelled_{split}": count for split, count in sorted(labels["split"].value_counts().iter_rows())},

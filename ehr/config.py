@@ -19,7 +19,10 @@ class EhrConfig:
     min_patients: int = 11  # train subjects with such an event, per task
     exclude: list[str] | None = None  # codes removed from the tasks with all their ancestors and descendants
     exclude_phenotypes: bool = True  # so are the codes of the prognosis phenotypes; those of a diagnosis always are
+    max_task_overlap: float | None = None  # in (0, 1): of two tasks whose train patients overlap more the later goes
+    tasks: str | None = None  # a frozen tasks.json: its tasks, bins and rates as they are, nothing is fitted
     phenotypes: str = "configs/phenotypes/default.yaml"
+    label_tables: list[str] | None = None  # parquet or csv: outcomes that no code tells (data/label_tables.py)
     death_before_horizon: str = "negative"  # negative | censored: label of a phenotype that death came before
     followup: str = "last_event"  # last_event | death | observation_period | cutoff
     cutoff_date: str | None = None  # YYYY-MM-DD, end of that day; required by followup=cutoff
@@ -36,6 +39,14 @@ class EhrConfig:
         require(self.num_bins >= 1, "ehr.num_bins", self.num_bins, "must be at least 1")
         require(self.min_events >= 1, "ehr.min_events", self.min_events, "must be at least 1")
         require(self.min_patients >= 1, "ehr.min_patients", self.min_patients, "must be at least 1")
+        require(
+            self.max_task_overlap is None or 0 < self.max_task_overlap < 1,
+            "ehr.max_task_overlap", self.max_task_overlap, "must lie in (0, 1)",
+        )  # fmt: skip
+        require(
+            self.tasks is None or self.max_task_overlap is None,
+            "ehr.max_task_overlap", self.max_task_overlap, "has no use beside ehr.tasks, which is not fitted again",
+        )  # fmt: skip
         require(
             (self.followup == "cutoff") == (self.cutoff_date is not None),
             "ehr.cutoff_date", self.cutoff_date, "is required by, and only used with, ehr.followup=cutoff",

@@ -7,33 +7,64 @@ from __future__ import annotations
 
 from datetime import date, datetime, timedelta
 from functools import partial
+from pathlib import Path
 
 import polars as pl
 
 from ehr.config import EhrConfig
-from ehr.schema import DAY_US
+from ehr.schema import DAY_US, PERIODS_FILE
 from ehr.timeline import last_moment, side_of_scan
 from ttepretrain.errors import ConfigError
 
 
 def fixed_end_us(config: EhrConfig, latest_us: int | None) -> int | None:
-    """The end that all subjects share (us); None for `last_event`, which each subject has to itself."""
-    if config.followup == "last_event":
-        return None
+    """The end that all subjects share (us); None for `last_event` and `observation_period`, whose ends differ."""
     if config.followup == "cutoff":
         end = datetime.combine(date.fromisoformat(config.cutoff_date), datetime.min.time()) + timedelta(days=1)
         return (end - datetime(1970, 1, 1)) // timedelta(microseconds=1)
-    if config.followup == "death":
-        return latest_us
-    raise ConfigError(
-        "ehr.followup=observation_period: a MEDS data set has no observation periods; use last_event or cutoff"
+    return latest_us if config.followup == "death" else None
+
+
+def read_periods(ehr_folder: Path, config: EhrConfig) -> pl.DataFrame | None:
+    """Observation periods (schema.PERIODS) beside the events, None when the rule asks for none.
+
+    ConfigError where the data set has none.
+    """
+    if config.followup != "observation_period":
+        return None
+    path = ehr_folder / PERIODS_FILE
+    if not path.is_file():
+        raise ConfigError(
+            "ehr.followup=observation_period: the EHR has no observation periods (OMOP has a table of them, MEDS has "
+            "none); use last_event or cutoff"
+        )
+    return pl.read_parquet(path)
+
+
+def with_period_end(studies: pl.DataFrame, periods: pl.DataFrame | None) -> pl.DataFrame:
+    """Adds `period_end` (us): the end of the period that holds t0, outside all of them t0; null without periods.
+
+    periods: schema.PERIODS, disjoint for each subject.
+    """
+    if periods is None:
+        return studies.with_columns(period_end=pl.lit(None, pl.Int64))
+    periods = periods.select("subject_id", *(pl.col(name).cast(pl.Int64) for name in ("start", "end"))).sort("start")
+    placed = studies.sort("index").join_asof(
+        periods, left_on="index", right_on="start", by="subject_id", check_sortedness=False
     )
+    end = pl.max_horizontal(pl.col("end").fill_null(pl.col("index")), "index")
+    return placed.with_columns(period_end=end).sort("study").drop("start", "end", strict=False)
+
+
+def outside() -> pl.Expr:
+    """Of studies with `period_end`: t0 lies in no observation period."""
+    return (pl.col("period_end") == pl.col("index")).fill_null(False)
 
 
 def with_follow_up(
     studies: pl.DataFrame, events: pl.DataFrame, death_code: int, fixed_end: int | None, blackout_us: int
 ) -> pl.DataFrame:
-    """Adds `censor` (us), `died` (death ended follow-up) and `followed` (C after t0 + blackout) to the studies.
+    """Adds `censor` (us), `died` (death ended follow-up) and `followed` (C after t0 + blackout); drops `period_end`.
 
     events: subject, code, start, end of timed events; the last one ends `last_event` follow-up.
     """
@@ -41,13 +72,13 @@ def with_follow_up(
         last=pl.col("end").max(), death=pl.col("start").filter(pl.col("code") == death_code).min()
     )
     studies = studies.join(per_subject, on="subject", how="left", maintain_order="left")
-    rule = pl.col("last") if fixed_end is None else pl.lit(fixed_end)
+    rule = pl.coalesce("period_end", "last") if fixed_end is None else pl.lit(fixed_end)
     studies = studies.with_columns(censor=pl.min_horizontal("death", rule))  # nulls are skipped
     censor = pl.col("censor")
     followed = side_of_scan(censor, censor, pl.col("index"), pl.col("index_last"), blackout_us).after
     return studies.with_columns(
         died=(pl.col("death") == censor).fill_null(False), followed=followed.fill_null(False)
-    ).drop("last", "death")
+    ).drop("last", "death", "period_end")
 
 
 def with_visit(

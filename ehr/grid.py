@@ -1,72 +1,73 @@
-"""Tables codes x rows of a block of subjects, and the walk up the ontology for all of them at once (numpy).
+"""Tables studies x codes of a block of studies, and the walk up the ontology for all of them at once (numpy).
 
-N rows (studies or subjects), L codes that occur in the block, A codes or tasks that they mean. A block is small enough
-for dense tables; hash joins over (row, code) pairs took ten times as long.
+    events x studies  --scatter-->  cells: studies x codes  --lift-->  cells: studies x (codes and ancestors)
 
-    first_LN   earliest event of the risk set (us), NEVER without one        --lift-->   first_AN
-    flag_LN    whether any event of the code has the flag                    --lift-->   flag_AN
+N studies, C codes (numbers of the run's index). A table of N x C entries is filled by its flat index and only its
+non-empty cells are kept. Scattering in the order of the studies stays in the processor's cache: 1-2 ns per event and
+column, where hash joins took 200 and sorting takes 50 (benchmarks/labels.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
-NEVER = np.iinfo(np.int64).max
-MAX_CELLS = 16_000_000  # entries of the largest temporary: 128 MB of int64
+from ehr.timeline import NEVER
+
+# What a study knows of a code, ascending: it has it, before t0 + blackout ends, before t0.
+SEEN, HISTORY, FEATURE = 1, 2, 3
 
 
 @dataclass(frozen=True)
-class Lift:
-    """From L codes to the A targets (ancestors or tasks) that they mean."""
+class Cells:
+    """Non-empty cells as parallel arrays, ascending by study, then code."""
 
-    source: np.ndarray  # position among the L codes, one per pair, grouped by target
-    begin: np.ndarray  # first pair of every target
-    target: np.ndarray  # [A], ascending
+    row: np.ndarray  # study
+    code: np.ndarray
+    first: np.ndarray  # int64 us: earliest event of the risk set; NEVER without one
+    level: np.ndarray  # uint8: SEEN, HISTORY or FEATURE
+    visit: np.ndarray  # bool: coded in the scan's own visit
 
     @classmethod
-    def of(cls, codes_L: np.ndarray, pairs: pl.DataFrame, target: str) -> Lift:
-        """codes_L ascending; pairs: code and the target column."""
-        code, meaning = pairs["code"].to_numpy(), pairs[target].to_numpy()
-        place = np.minimum(np.searchsorted(codes_L, code), max(len(codes_L) - 1, 0))
-        here = codes_L[place] == code if len(codes_L) else np.zeros(len(code), bool)
-        order = np.argsort(meaning[here], kind="stable")
-        targets, begin = np.unique(meaning[here][order], return_index=True)
-        return cls(place[here][order], begin, targets)
-
-    def any(self, flag_LN: np.ndarray) -> np.ndarray:
-        return np.logical_or.reduceat(flag_LN[self.source], self.begin, axis=0)
-
-    def earliest(self, first_LN: np.ndarray) -> np.ndarray:
-        return np.minimum.reduceat(first_LN[self.source], self.begin, axis=0)
+    def of(cls, row: np.ndarray, code: np.ndarray, columns: tuple, num_rows: int, num_codes: int) -> Cells:
+        """Of (row, code) pairs in any order: the least `first`, the highest `level`, any `visit` of each."""
+        first, level, visit = columns
+        cell = row * num_codes + code
+        first_NC = np.full(num_rows * num_codes, NEVER)
+        level_NC = np.zeros(num_rows * num_codes, np.uint8)
+        visit_NC = np.zeros(num_rows * num_codes, bool)
+        np.minimum.at(first_NC, cell, first)
+        np.maximum.at(level_NC, cell, level)
+        visit_NC[cell[visit]] = True
+        full = np.flatnonzero(level_NC != 0)
+        return cls(full // num_codes, full % num_codes, first_NC[full], level_NC[full], visit_NC[full])
 
 
-def flags(code: np.ndarray, row: np.ndarray, num_codes: int, num_rows: int) -> np.ndarray:
-    """bool [L, N], true where a (code position, row) pair is given."""
-    table = np.zeros((num_codes, num_rows), bool)
-    table[code, row] = True
-    return table
+@dataclass(frozen=True)
+class Closure:
+    """Ancestors of every code, itself included: those of code c are ancestor[begin[c] : begin[c + 1]]."""
+
+    begin: np.ndarray
+    ancestor: np.ndarray
+
+    @classmethod
+    def of(cls, pairs: pl.DataFrame, num_codes: int) -> Closure:
+        """pairs: code, ancestor; ascending by code."""
+        begin = np.searchsorted(pairs["code"].to_numpy(), np.arange(num_codes + 1))
+        return cls(begin, pairs["ancestor"].to_numpy().astype(np.int64))
+
+    def lift(self, cells: Cells, num_rows: int) -> Cells:
+        """Cells of everything that the codes mean."""
+        begin, end = self.begin[cells.code], self.begin[cells.code + 1]
+        count = end - begin
+        columns = (np.repeat(column, count) for column in (cells.first, cells.level, cells.visit))
+        row, ancestor = np.repeat(cells.row, count), self.ancestor[slices(begin, count)]
+        return Cells.of(row, ancestor, tuple(columns), num_rows, len(self.begin) - 1)
 
 
-def earliest(code: np.ndarray, row: np.ndarray, time: np.ndarray, num_codes: int, num_rows: int) -> np.ndarray:
-    """int64 [L, N]: least time of each (code position, row) pair, NEVER where none is given."""
-    table = np.full(num_codes * num_rows, NEVER)
-    np.minimum.at(table, code.astype(np.int64) * num_rows + row, time)
-    return table.reshape(num_codes, num_rows)
-
-
-def cut(studies: pl.DataFrame, num_pairs: int) -> Iterator[pl.DataFrame]:
-    """The studies (ordered by subject), cut between subjects so that tables of num_pairs x N stay below MAX_CELLS."""
-    most = max(1, MAX_CELLS // max(num_pairs, 1))
-    subject = studies["subject"].to_numpy().astype(np.int64)
-    # the first study of each subject, and the end
-    cuts = np.append(np.flatnonzero(np.diff(subject, prepend=-1)), len(subject))
-    begin = 0
-    while begin < len(subject):
-        within = cuts[(cuts > begin) & (cuts <= begin + most)]
-        end = within[-1] if len(within) else cuts[cuts > begin][0]  # a single subject may exceed the bound
-        yield studies[begin : int(end)]
-        begin = int(end)
+def slices(begin: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """begin[0], begin[0] + 1, ... for count[0] numbers, then the same of begin[1], ..."""
+    offset = np.cumsum(count) - count
+    return np.arange(count.sum()) + np.repeat(begin - offset, count)

@@ -1,6 +1,9 @@
 """One shard of timelines to label rows. Everything is vectorised over the shard's events, studies and tasks.
 
-events x studies  --scatter-->  codes x studies  --lift-->  tasks x studies  --nonzero-->  label rows
+count_shard    events x studies  -->  codes x studies  -->  (codes and ancestors) x studies  -->  a file, and counts
+label_shard    the file  -->  tasks x studies  -->  label rows
+
+A task is a code or an ancestor, so its events are those of its column: the records are read once for both passes.
 """
 
 from __future__ import annotations
@@ -11,118 +14,132 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from ehr.followup import with_visit
-from ehr.grid import NEVER, Lift
+from ehr.followup import with_follow_up, with_visit
+from ehr.grid import HISTORY, Cells
 from ehr.phenotypes import outcomes
-from ehr.schema import DAY_US, LABELS
-from ehr.shard import Block, Rules, Shard, blocks, timelines
-from ehr.timeline import in_units
+from ehr.schema import DAY_US
+from ehr.scratch import read_stash, write_stash
+from ehr.shard import Rules, Shard, Timelines, blocks, study_cells, timelines
+from ehr.timeline import NEVER, in_units
 
 
 @dataclass(frozen=True)
 class ShardCounts:
-    """Of the shard's train subjects; int64 per code number."""
+    """Of the shard's train subjects int64 per code number, and all rows that do not depend on the choice of tasks."""
 
     subjects: np.ndarray  # with the code or a descendant at any time, static events included
     events: np.ndarray  # studies with an event in the risk set
     patients: np.ndarray  # subjects with such a study
     odd: dict  # events after death and before birth, all subjects
-
-
-@dataclass(frozen=True)
-class ShardLabels:
-    labels: pl.DataFrame  # study, censor_days and the list columns of schema.LABELS
-    covariates: pl.DataFrame  # study, age_years, sex, past_codes
+    people: pl.DataFrame  # study, censor_days, age_years, sex of the followed studies
     outcomes: pl.DataFrame  # phenotypes.outcomes
 
 
 def count_shard(shard: Shard, rules: Rules) -> ShardCounts:
-    """How many train subjects have each code, and how many of the train studies' risk sets an event of it."""
-    events, studies = timelines(shard, rules)
-    counts = np.zeros((3, len(rules.names)), np.int64)
-    for block in blocks(events, studies.filter("train"), rules):
-        lift = Lift.of(block.codes_L, rules.closure, "ancestor")
-        hit_AN = lift.any(block.flags(block.risk))
-        if rules.incident:
-            hit_AN &= ~lift.any(block.flags(block.history))
-        first_of_subject = np.flatnonzero(np.diff(block.studies["subject"].to_numpy().astype(np.int64), prepend=-1))
-        counts[0, lift.target] += lift.any(block.having).sum(1)
-        counts[1, lift.target] += hit_AN.sum(1)
-        counts[2, lift.target] += np.logical_or.reduceat(hit_AN, first_of_subject, axis=1).sum(1)
-    return ShardCounts(*counts, _odd_events(events, rules))
+    """How many train subjects have each code, and how many of the train studies' risk sets an event of it.
 
-
-def label_shard(shard: Shard, rules: Rules, tasks: pl.DataFrame) -> ShardLabels:
-    """Label rows, covariates and phenotype outcomes of the shard's followed studies.
-
-    tasks: code, task: every code that means the task, itself and its descendants.
+    Leaves the cells of the followed studies in a file for `label_shard`.
     """
     events, studies = timelines(shard, rules)
-    studies = studies.filter("followed")
-    timed = events.filter(pl.col("start").is_not_null())
+    marks = events.marks(rules.special)
+    timed = marks.drop_nulls("start")
+    studies = with_follow_up(studies, timed, rules.death, rules.fixed_end_us, rules.blackout_us)
     studies = with_visit(studies, timed, rules.admissions, rules.discharges)
-    rows = [_block_rows(block, rules, tasks) for block in blocks(events, studies, rules)]
-    table = pl.concat(rows) if rows else studies.select("study").join(pl.DataFrame(schema=_ROWS), on="study")
-    return ShardLabels(
-        table.drop("past_codes"),
-        _people(events, studies, rules).join(table.select("study", "past_codes"), on="study", maintain_order="left"),
-        outcomes(timed, studies, rules.phenotypes, rules.blackout_us, rules.incident),
+    # before any event where there is no follow-up: the risk set is empty then
+    studies = studies.with_columns(risk_last=pl.when("followed").then("censor").fill_null(-NEVER))
+    cells = _cells(events, studies, rules)
+    write_stash(rules.scratch, shard.number, cells, studies)
+    followed = studies.filter("followed")
+    return ShardCounts(
+        *_counts(cells, studies, rules),
+        _odd_events(events, marks, rules),
+        _people(marks, followed, rules),
+        outcomes(timed, followed, rules.phenotypes),
     )
 
 
-_ROWS = {"study": pl.UInt32, "censor_days": pl.Float64, "past_codes": pl.List(pl.String)} | {
-    name: LABELS[name] for name in ("task_index", "event_days", "history_index", "visit_index")
-}
+def _cells(events: Timelines, studies: pl.DataFrame, rules: Rules) -> Cells:
+    """Of all studies and everything that their codes mean."""
+    parts = []
+    for begin, end in blocks(events, studies, len(rules.names)):
+        own = study_cells(events, studies[begin:end], rules.blackout_us, len(rules.names))
+        lifted = rules.closure.lift(own, end - begin)
+        parts.append((lifted.row + begin, lifted.code, lifted.first, lifted.level, lifted.visit))
+    return Cells(*(np.concatenate(columns) for columns in zip(*parts)))
 
 
-def _block_rows(block: Block, rules: Rules, tasks: pl.DataFrame) -> pl.DataFrame:
-    """Columns _ROWS of the block's studies."""
-    to_tasks = Lift.of(block.codes_L, tasks, "task")
-    up = Lift.of(block.codes_L, rules.closure, "ancestor")
-    first_NK = to_tasks.earliest(block.first()).T
-    study, task = np.nonzero(first_NK != NEVER)
-    index, censor = (block.studies[name].to_numpy() for name in ("index", "censor"))
-    past_study, past = np.nonzero(up.any(block.flags(block.feature)).T)
-    names = rules.names["name"].gather(up.target[past])
-    columns = {
-        "study": block.studies["study"],
-        "censor_days": (censor - index) / DAY_US,
-        "past_codes": _lists(past_study, names, len(index)),
-        "task_index": _lists(study, to_tasks.target[task], len(index)),
-        "event_days": _lists(study, (first_NK[study, task] - index[study]) / DAY_US, len(index)),
-    }
-    for name, flag_LN in (("history_index", block.flags(block.history)), ("visit_index", block.of_visit())):
-        row, task = np.nonzero(to_tasks.any(flag_LN).T)
-        columns[name] = _lists(row, to_tasks.target[task], len(index))
-    return pl.DataFrame(columns).select(pl.col(name).cast(dtype) for name, dtype in _ROWS.items())
+def _counts(cells: Cells, studies: pl.DataFrame, rules: Rules) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """subjects, events and patients of ShardCounts."""
+    train = studies["train"].to_numpy()
+    subject = studies["subject"].to_numpy().astype(np.int64)
+    num_codes = len(rules.names)
+    first_study = np.zeros(len(studies), bool)  # of each train subject
+    first_study[np.flatnonzero(train)[np.unique(subject[train], return_index=True)[1]]] = True
+    hit = train[cells.row] & (cells.first != NEVER)
+    if rules.incident:
+        hit &= cells.level < HISTORY
+    code, row = cells.code[hit], cells.row[hit]
+    alone = (np.bincount(subject)[subject] == 1)[row]  # only a subject with several studies can be counted twice
+    again = np.unique(subject[row[~alone]] * num_codes + code[~alone]) % num_codes
+    having = cells.code[first_study[cells.row]]
+    subjects, events, once, more = (np.bincount(c, minlength=num_codes) for c in (having, code, code[alone], again))
+    return subjects, events, once + more
 
 
-def _lists(row: np.ndarray, values: np.ndarray | pl.Series, num_rows: int) -> pl.Series:
-    """One list per row, of the values whose `row` (ascending) it is."""
-    offsets = np.zeros(num_rows + 1, np.int64)
-    np.cumsum(np.bincount(row, minlength=num_rows), out=offsets[1:])
-    flat = pl.Series(values).to_arrow()
+def label_shard(shard: Shard, rules: Rules, tasks: np.ndarray) -> pl.DataFrame:
+    """study, the list columns of schema.LABELS and past_codes (numbers) of the shard's studies; empty lists where not
+    followed.
+
+    tasks: code of every task, in task order.
+    """
+    stash = read_stash(rules.scratch, shard.number)
+    task_of = np.full(len(rules.names), -1, np.int32)
+    task_of[tasks] = np.arange(len(tasks))
+    task, rows = task_of[stash.code], np.arange(len(shard.studies) + 1)
+    cells = np.flatnonzero(task >= 0)
+    # The codes are in string order, the tasks in that of their scores. Small integers: numpy sorts them by radix.
+    small = np.min_scalar_type(max(len(tasks), len(rows)))
+    cells = cells[np.lexsort((task[cells].astype(small), stash.row[cells].astype(small)))]
+
+    def per_study(cells: np.ndarray, values: np.ndarray) -> pl.Series:
+        return lists(np.diff(np.searchsorted(stash.row[cells], rows)), pl.Series(values[cells]))
+
+    events = cells[~np.isnan(stash.days[cells])]
+    return shard.studies.select(
+        "study",
+        task_index=per_study(events, task),
+        event_days=per_study(events, stash.days),
+        history_index=per_study(cells[stash.history[cells]], task),
+        visit_index=per_study(cells[stash.visit[cells]], task),
+        past_codes=per_study(np.flatnonzero(stash.feature), stash.code),
+    )
+
+
+def lists(length: np.ndarray, values: pl.Series) -> pl.Series:
+    """The values cut into lists of the given lengths."""
+    offsets, flat = np.zeros(len(length) + 1, np.int64), values.to_arrow()
+    np.cumsum(length, out=offsets[1:])
     # from_buffers: pa.array would import pandas, .7 s in every worker
-    lists = pa.Array.from_buffers(pa.large_list(flat.type), num_rows, [None, pa.py_buffer(offsets)], children=[flat])
-    return pl.Series(pl.from_arrow(lists))
+    cut = pa.Array.from_buffers(pa.large_list(flat.type), len(length), [None, pa.py_buffer(offsets)], children=[flat])
+    return pl.Series(pl.from_arrow(cut))
 
 
 def _people(events: pl.DataFrame, studies: pl.DataFrame, rules: Rules) -> pl.DataFrame:
-    """study, age_years, sex of the studies, in their order."""
+    """study, censor_days, age_years, sex of the studies, in their order."""
     birth = events.filter(pl.col("code") == rules.birth).group_by("subject").agg(birth=pl.col("start").min())
     sex = events.join(rules.sexes, on="code").group_by("subject").agg(pl.col("sex").unique())
     sex = sex.filter(pl.col("sex").list.len() == 1).with_columns(pl.col("sex").list.first())
     table = studies.join(birth, on="subject", how="left", maintain_order="left")
     table = table.join(sex, on="subject", how="left", maintain_order="left")
-    return table.select("study", age_years=in_units(pl.col("index") - pl.col("birth"), 365.25 * DAY_US), sex="sex")
+    age = in_units(pl.col("index") - pl.col("birth"), 365.25 * DAY_US)
+    return table.select("study", censor_days=in_units(pl.col("censor") - pl.col("index")), age_years=age, sex="sex")
 
 
-def _odd_events(events: pl.DataFrame, rules: Rules) -> dict:
+def _odd_events(events: Timelines, marks: pl.DataFrame, rules: Rules) -> dict:
     """Events after death (none becomes a label) and before birth (kept as they are)."""
-    code, start = pl.col("code"), pl.col("start")
-    marks = events.filter(code.is_in([rules.death, rules.birth])).group_by("subject")
-    ends = marks.agg(death=start.filter(code == rules.death).min(), birth=start.filter(code == rules.birth).min())
-    odd = events.join(ends, on="subject").select(
-        after_death=(start > pl.col("death")).sum(), before_birth=(start < pl.col("birth")).sum()
-    )
-    return odd.row(0, named=True)
+    death, birth = np.full(len(events.count), NEVER), np.full(len(events.count), -NEVER)
+    for earliest, number in ((death, rules.death), (birth, rules.birth)):
+        table = marks.filter(pl.col("code") == number).group_by("subject").agg(pl.col("start").min()).drop_nulls()
+        earliest[table["subject"].to_numpy()] = table["start"].to_numpy()
+    after = (events.start > np.repeat(death, events.count)) & (events.start != NEVER)
+    return {"after_death": int(after.sum()), "before_birth": int((events.start < np.repeat(birth, events.count)).sum())}

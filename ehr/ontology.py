@@ -11,9 +11,9 @@ from pathlib import Path
 
 import polars as pl
 
+from ehr.icd import icd_parents
 from ehr.schema import METADATA
 from ehr.sources.meds import read_metadata
-from ttepretrain.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -25,17 +25,28 @@ PRUNED_VOCABULARIES = ("SPL", "ATC", "HemOnc", "LOINC")
 class Ontology:
     parents: pl.DataFrame  # code, parent: unique, no code its own parent
     descriptions: pl.DataFrame  # code, description: unique codes
+    icd: int = 0  # codes whose parent is ICD's own
 
 
-def read_ontology(ehr_folder: Path, ontology_folder: Path | None) -> Ontology:
-    """Parents listed in the data set's `metadata/codes.parquet`."""
-    if ontology_folder is not None:
-        raise ConfigError("input.ontology: Athena exports are not read yet; leave it out")
-    metadata = read_metadata(ehr_folder)
-    if metadata is None:
+def read_ontology(ehr_folder: Path, ontology_folder: Path | None, codes: pl.Series) -> Ontology:
+    """Parents listed in `metadata/codes.parquet` of the data set and of the ontology, and ICD's own where neither does.
+
+    codes: seen or referred to; the ICD hierarchy starts from them and from every code that the tables name.
+    """
+    given = [read_metadata(folder) for folder in (ehr_folder, ontology_folder) if folder is not None]
+    tables = [table for table in given if table is not None]
+    if not tables:
         log.warning("metadata/codes.parquet is absent: codes have no parents and no descriptions")
-        metadata = pl.DataFrame(schema=METADATA)
-    return from_metadata(metadata)
+    return with_icd(from_metadata(pl.concat([pl.DataFrame(schema=METADATA), *tables])), codes)
+
+
+def with_icd(ontology: Ontology, codes: pl.Series) -> Ontology:
+    """The ontology with ICD parents of the codes without any, wherever they come up."""
+    named = (codes.cast(pl.String), ontology.parents["code"], ontology.parents["parent"])
+    own = icd_parents(pl.concat([series.alias("code") for series in named]))
+    own = own.join(ontology.parents, on="code", how="anti")
+    parents = pl.concat([ontology.parents, own]).sort("code", "parent")
+    return Ontology(parents, ontology.descriptions, own["code"].n_unique())
 
 
 def from_metadata(metadata: pl.DataFrame) -> Ontology:

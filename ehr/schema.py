@@ -19,6 +19,10 @@ EVENTS = pl.Schema({"subject_id": pl.Int64, "time": pl.Datetime("us"), "code": p
 
 METADATA = pl.Schema({"code": pl.String, "description": pl.String, "parent_codes": pl.List(pl.String)})
 
+PERIODS_FILE = "observation_periods.parquet"  # beside data/ and metadata/
+# Observed from start on, and before end (of a bare date the next 00:00); a subject's periods are disjoint.
+PERIODS = pl.Schema({"subject_id": pl.Int64, "start": pl.Datetime("us"), "end": pl.Datetime("us")})
+
 LABELS = pl.Schema(
     {
         "study_id": pl.String,

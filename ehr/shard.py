@@ -1,34 +1,41 @@
-"""One shard read: its subjects' events placed against their studies, block by block."""
+"""One shard read: its subjects' timelines, and what each study knows of each code, block by block."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from ehr.followup import with_follow_up
-from ehr.grid import cut, earliest, flags
-from ehr.sources.meds import MedsSource
-from ehr.timeline import last_moment, side_of_scan, with_intervals
+from ehr.grid import FEATURE, HISTORY, SEEN, Cells, Closure, slices
+from ehr.scratch import read_spool
+from ehr.timeline import NEVER, intervals, last_moment, side_of_scan
+
+MAX_CELLS = 1 << 18  # entries of a block's table: 2 MB of int64, which the cache keeps; 2^20 took 1.5 times as long
+MAX_PAIRS = 1 << 17  # events x studies of a block; a single study may exceed both
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Subjects that are labelled together, and every file that holds one of them."""
+    """Subjects that are labelled together."""
 
-    files: tuple[str, ...]
-    studies: pl.DataFrame  # study (row number), subject_id, index, index_last (us), train (bool)
+    number: int
+    events: pl.DataFrame  # subject_id, file (number), begin, rows: where the spools hold the subjects' events
+    # study (row number), subject_id, index, index_last, period_end (us), train (bool); by subject, then study
+    studies: pl.DataFrame
 
 
 @dataclass(frozen=True)
 class Rules:
     """What every shard needs to know. Plain data: travels to workers. Codes are numbers of `names`."""
 
-    source: MedsSource
-    names: pl.DataFrame  # name, code: all codes in string order
-    closure: pl.DataFrame  # code, ancestor: self included
+    scratch: Path
+    date_only: str
+    names: pl.Series  # all codes in string order
+    closure: Closure
     birth: int
     death: int
     sexes: pl.DataFrame  # code, sex
@@ -39,75 +46,93 @@ class Rules:
     incident: bool
     phenotypes: pl.DataFrame  # phenotypes.rule_table
 
+    @cached_property
+    def special(self) -> np.ndarray:
+        """bool [C]: codes that a rule speaks of."""
+        special = np.zeros(len(self.names), bool)
+        special[[self.birth, self.death]] = True
+        for codes in (self.sexes["code"], self.admissions, self.discharges, self.phenotypes["code"].drop_nulls()):
+            special[codes.to_numpy()] = True
+        return special
+
 
 @dataclass(frozen=True)
-class Block:
-    """Some subjects' studies (N, ordered by subject) and their events as parallel arrays of (event, study) pairs."""
+class Timelines:
+    """Events of a shard's S subjects as parallel arrays, each subject's beside each other."""
 
-    studies: pl.DataFrame
-    codes_L: np.ndarray  # code numbers that occur, ascending
-    having: np.ndarray  # bool [L, subjects]: any event, timed or static
-    code: np.ndarray  # position in codes_L
-    row: np.ndarray  # study
-    start: np.ndarray  # us
-    risk: np.ndarray  # in the study's risk set
-    history: np.ndarray
-    feature: np.ndarray
-    last: np.ndarray  # us, last moment of the event
+    begin: np.ndarray  # [S + 1], the first event of each subject, and the end
+    code: np.ndarray  # int64
+    start: np.ndarray  # int64 us; NEVER for static events
+    end: np.ndarray
 
-    def flags(self, mask: np.ndarray) -> np.ndarray:
-        """bool [L, N]"""
-        return flags(self.code[mask], self.row[mask], len(self.codes_L), len(self.studies))
+    @property
+    def count(self) -> np.ndarray:
+        return np.diff(self.begin)
 
-    def first(self) -> np.ndarray:
-        """int64 [L, N]: first event of the risk set, us."""
-        risk, shape = self.risk, (len(self.codes_L), len(self.studies))
-        return earliest(self.code[risk], self.row[risk], self.start[risk], *shape)
+    def frame(self, chosen: np.ndarray) -> pl.DataFrame:
+        """subject, code, start, end (null when static) of the chosen events."""
+        subject = np.searchsorted(self.begin, chosen, side="right") - 1
+        columns = {"code": self.code[chosen], "start": self.start[chosen], "end": self.end[chosen]}
+        frame = pl.DataFrame({"subject": subject, **columns}).with_columns(pl.col("subject", "code").cast(pl.UInt32))
+        static = pl.col("start") == NEVER
+        return frame.with_columns(pl.when(~static).then(name).alias(name) for name in ("start", "end"))
 
-    def of_visit(self) -> np.ndarray:
-        """bool [L, N]: coded in the scan's own visit."""
-        begin, end = (self.studies[name].to_numpy()[self.row] for name in ("visit_start", "visit_last"))
-        return self.flags((self.last >= begin) & (self.start <= end))
-
-
-def timelines(shard: Shard, rules: Rules) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Events (subject, code, start, end; null times when static) and the studies with their follow-up.
-
-    `subject` numbers the shard's subjects; the studies are ordered by it.
-    """
-    studies = shard.studies.sort("subject_id", "study")
-    ids = studies["subject_id"].unique().sort()
-    numbers = pl.DataFrame({"subject_id": ids, "subject": np.arange(len(ids), dtype=np.uint32)})
-    read = with_intervals(rules.source.read(list(shard.files), ids).lazy(), rules.source.date_only)
-    events = read.join(rules.names.lazy(), left_on="code", right_on="name").join(numbers.lazy(), on="subject_id")
-    events = events.select("subject", "start", "end", code="code_right").collect()
-    studies = studies.join(numbers, on="subject_id", maintain_order="left").drop("subject_id")
-    timed = events.filter(pl.col("start").is_not_null())
-    return events, with_follow_up(studies, timed, rules.death, rules.fixed_end_us, rules.blackout_us)
+    def marks(self, special: np.ndarray) -> pl.DataFrame:
+        """`frame` of the events of special codes and of each subject's last ones: all that follow-up, visits, \
+phenotypes and covariates look at."""
+        end = np.where(self.end == NEVER, -NEVER, self.end)
+        last = np.maximum.reduceat(end, self.begin[:-1])
+        return self.frame(np.flatnonzero(special[self.code] | (end == np.repeat(last, self.count))))
 
 
-def blocks(events: pl.DataFrame, studies: pl.DataFrame, rules: Rules) -> Iterator[Block]:
-    """All studies, in blocks of whole subjects that fit into dense tables."""
-    place = np.zeros(len(rules.names), np.int32)
-    for part in cut(studies, len(rules.closure)):
-        subjects = part["subject"].unique(maintain_order=True)
-        mine = events.filter(pl.col("subject").is_in(subjects.implode()))
-        codes_L = mine["code"].unique().sort().to_numpy()
-        place[codes_L] = np.arange(len(codes_L))
-        column = np.searchsorted(subjects.to_numpy(), mine["subject"].to_numpy())
-        having = flags(place[mine["code"].to_numpy()], column, len(codes_L), len(subjects))
-        timed = mine.filter(pl.col("start").is_not_null())
-        pairs = timed.join(part.with_row_index("row").select("row", "subject"), on="subject")
-        yield _block(part, codes_L, having, place[pairs["code"].to_numpy()], pairs, rules.blackout_us)
+def timelines(shard: Shard, rules: Rules) -> tuple[Timelines, pl.DataFrame]:
+    """Events of the shard's subjects, and its studies with their `subject`, its number in the shard."""
+    ids = shard.events["subject_id"].unique().sort().to_numpy()
+    parts = []
+    for (file,), part in shard.events.partition_by("file", as_dict=True).items():
+        rows = part["rows"].to_numpy()
+        places = slices(part["begin"].to_numpy(), rows)
+        subject = np.repeat(np.searchsorted(ids, part["subject_id"].to_numpy()), rows)
+        parts.append((subject, *read_spool(rules.scratch, file, places, rules.names)))
+    subject, time, code = (np.concatenate(columns) for columns in zip(*parts))
+    if (subject[1:] < subject[:-1]).any():
+        order = np.argsort(subject, kind="stable")
+        subject, time, code = subject[order], time[order], code[order]
+    begin = np.searchsorted(subject, np.arange(len(ids) + 1))
+    start, end = intervals(time, code == rules.death, rules.date_only)
+    numbers = pl.Series("subject", np.searchsorted(ids, shard.studies["subject_id"].to_numpy()), pl.UInt32)
+    return Timelines(begin, code, start, end), shard.studies.with_columns(numbers)
 
 
-def _block(
-    studies: pl.DataFrame, codes_L: np.ndarray, having: np.ndarray, code: np.ndarray, pairs: pl.DataFrame, b_us: int
-) -> Block:
-    row, start, end = (pairs[name].to_numpy() for name in ("row", "start", "end"))
-    index, index_last, followed = (studies[name].to_numpy()[row] for name in ("index", "index_last", "followed"))
-    censor = studies["censor"].fill_null(0).to_numpy()[row]  # null: not followed
-    side = side_of_scan(start, end, index, index_last, b_us)
-    risk = side.after & (start <= censor) & followed
-    last = last_moment(start, end)
-    return Block(studies, codes_L, having, code, row, start, risk, ~side.after, side.feature, last)
+def runs(values: np.ndarray) -> np.ndarray:
+    """Where a run of equal values begins."""
+    return np.flatnonzero(np.concatenate([np.ones(min(1, len(values)), bool), values[1:] != values[:-1]]))
+
+
+def blocks(events: Timelines, studies: pl.DataFrame, num_codes: int) -> Iterator[tuple[int, int]]:
+    """Studies begin..end (in their order) that fit into one table, and whose events x studies fit into memory."""
+    pairs = np.cumsum(events.count[studies["subject"].to_numpy()])
+    most, begin = max(1, MAX_CELLS // num_codes), 0
+    while begin < len(pairs):
+        before = pairs[begin - 1] if begin else 0
+        fitting = int(np.searchsorted(pairs, before + MAX_PAIRS, side="right"))
+        end = min(max(fitting, begin + 1), begin + most, len(pairs))
+        yield begin, end
+        begin = end
+
+
+def study_cells(events: Timelines, studies: pl.DataFrame, blackout_us: int, num_codes: int) -> Cells:
+    """What each of the studies (with follow-up and visit) knows of each code."""
+    subject = studies["subject"].to_numpy()
+    count = events.count[subject]
+    event, row = slices(events.begin[subject], count), np.repeat(np.arange(len(studies)), count)
+    start, end = events.start[event], events.end[event]
+
+    def of_study(name: str) -> np.ndarray:
+        return np.repeat(studies[name].to_numpy(), count)
+
+    side = side_of_scan(start, end, of_study("index"), of_study("index_last"), blackout_us)
+    first = np.where(side.after & (start <= of_study("risk_last")), start, NEVER)
+    level = SEEN + (HISTORY - SEEN) * ~side.after + (FEATURE - HISTORY) * side.feature.astype(np.uint8)
+    visit = (start <= of_study("visit_last")) & (last_moment(start, end) >= of_study("visit_start"))
+    return Cells.of(row, events.code[event], (first, level.astype(np.uint8), visit), len(studies), num_codes)

@@ -6,10 +6,13 @@ w = min(1, p/b); score = b (w ln w + (1 - w) ln(1 - w)): negative, lowest first 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import polars as pl
 
 from ehr.config import EhrConfig
+from ehr.overlap import distinct
 
 SCORE_DECIMALS = 12  # scores this close are ties (mirrored w differ by rounding alone), settled by the code string
 
@@ -30,11 +33,16 @@ def parent_prevalence(prevalence: np.ndarray, child: np.ndarray, parent: np.ndar
 
 
 def choose_tasks(
-    candidates: pl.DataFrame, excluded: pl.Series, death_code: int, config: EhrConfig
+    candidates: pl.DataFrame,
+    excluded: pl.Series,
+    death_code: int,
+    config: EhrConfig,
+    patient_bits: Callable[[pl.DataFrame], np.ndarray],
 ) -> tuple[pl.DataFrame, dict]:
     """Chosen codes in task order (death first, when a train subject died at risk) and the counts of each filter.
 
     candidates: code (index in string order), prevalence, score, events, patients, of the train studies' risk sets.
+    patient_bits: overlap.patient_bits of given codes; asked for with `max_task_overlap` alone.
     """
     death = candidates.filter((pl.col("code") == death_code) & (pl.col("events") > 0)).with_columns(
         score=pl.lit(np.nan)
@@ -50,7 +58,14 @@ def choose_tasks(
         counts[reason] = len(rest)
         rest = rest.filter(keep)
         counts[reason] -= len(rest)
-    chosen = rest.sort("score", "code").head(config.num_tasks)
-    counts["beyond_num_tasks"] = len(rest) - len(chosen)
-    counts["tasks"] = len(chosen) + len(death)
-    return pl.concat([death, chosen]), counts
+    ranked, most = pl.concat([death, rest.sort("score", "code")]), len(death) + config.num_tasks
+    seen = min(most, len(ranked))  # how far down the ranking the tasks were taken from
+    chosen = ranked.head(most)
+    if config.max_task_overlap is not None:
+        kept = distinct(patient_bits(ranked), config.max_task_overlap, most)
+        seen = int(kept[-1]) + 1 if len(kept) == most else len(ranked)
+        chosen = ranked[kept]
+        counts["near_duplicates"] = seen - len(kept)
+    counts["beyond_num_tasks"] = len(ranked) - seen
+    counts["tasks"] = len(chosen)
+    return chosen, counts

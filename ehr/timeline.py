@@ -18,7 +18,9 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import polars as pl
 
-from ehr.schema import DAY_US, DEATH
+from ehr.schema import DAY_US
+
+NEVER = np.iinfo(np.int64).max  # time of a static event: after everything, no multiple of a day
 
 Times = TypeVar("Times")  # int, numpy array or polars expression of microseconds
 
@@ -39,14 +41,12 @@ def side_of_scan(start: Times, end: Times, index: Times, index_last: Times, blac
     return Side(feature=end <= index, after=start > index_last + blackout)
 
 
-def with_intervals(events: pl.LazyFrame, date_only: str) -> pl.LazyFrame:
-    """Replaces `time` by `start` and `end` (int64 us; null for static events)."""
-    start = pl.col("time").cast(pl.Int64)
-    day = (start % DAY_US == 0) if date_only == "midnight" else pl.lit(False)
-    end = start + day.cast(pl.Int64) * DAY_US
-    return events.select(
-        pl.exclude("time"), pl.when(pl.col("code") == DEATH).then(end).otherwise(start).alias("start"), end.alias("end")
-    )
+def intervals(time: np.ndarray, death: np.ndarray, date_only: str) -> tuple[np.ndarray, np.ndarray]:
+    """Start and end of events from their times (int64 us; NEVER stays NEVER) and whether they are deaths."""
+    if date_only != "midnight":
+        return time, time
+    end = time + DAY_US * (time // DAY_US * DAY_US == time)
+    return np.where(death, end, time), end
 
 
 def with_index(studies: pl.DataFrame) -> pl.DataFrame:

@@ -60,7 +60,7 @@ def find_inputs(config: RunConfig) -> Inputs:
     paths = (Path(path).absolute() if path else None for path in (studies, ehr, given.ontology, given.splits))
     inputs = Inputs(*paths)
     if "labels" in config.prepare.stages and inputs.ehr is None:
-        raise ConfigError("input.ehr is needed by the labels stage; give a MEDS folder, or prepare.stages=[volumes]")
+        raise ConfigError("input.ehr is needed by the labels stage; give its folder, or prepare.stages=[volumes]")
     for key, path in (("studies", inputs.studies), ("splits", inputs.splits)):
         if path is not None and not path.is_file():
             raise ConfigError(f"input.{key}: {path} is not a file; give the path of a .parquet or .csv table")
@@ -194,7 +194,7 @@ def write_outputs(
     quarantine: Quarantine,
 ) -> dict:
     """Tables, summary and manifest of what the stages made; returns the summary."""
-    from data import labelling, prepared
+    from data import prepared
     from data.tables import write_parquet
 
     names = ["config.yaml", "keys.parquet", "quarantine.parquet", "salt", "summary.json"]
@@ -206,7 +206,7 @@ def write_outputs(
     if labels is not None:
         covariates = prepared.covariate_table(labels.covariates, studies, volumes or [])
         write_parquet(covariates, folder / "covariates.parquet")
-        names += ["covariates.parquet", labelling.STAMP, *labelling.LABEL_FILES]
+        names += ["covariates.parquet", *labels.files]
     summary = prepared.summarise(studies, split_origins, labels, table, quarantine)
     write_json(folder / "summary.json", summary)
     if not any(summary["splits"]["ready"].values()):

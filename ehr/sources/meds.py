@@ -7,20 +7,48 @@ Dropped and counted: null or empty codes, placeholder dates.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as parquet
 
 from ehr.schema import BIRTH, EVENTS, METADATA
+from ehr.timeline import NEVER
 from ttepretrain.errors import BadDataError, ConfigError, IntegrityError
 
-_ALWAYS_PLACEHOLDER = datetime(1900, 1, 1)  # this instant and everything before it
-_PLACEHOLDERS = [datetime(1970, 1, 1), datetime(2099, 12, 31)]  # midnight exactly; a birth may lie there
-_TOO_LATE = datetime(2300, 1, 1)  # no shifted calendar reaches it
+BATCH_ROWS = 1 << 20  # decoded at a time: 24 MB, whatever the size of file or row group
+READ_BYTES = 1 << 20  # compressed bytes of a column held at a time
+
+
+def _us(time: datetime) -> int:
+    return (time - datetime(1970, 1, 1)) // timedelta(microseconds=1)
+
+
+_ALWAYS_PLACEHOLDER = _us(datetime(1900, 1, 1))  # this instant and everything before it
+_PLACEHOLDERS = _us(datetime(1970, 1, 1)), _us(datetime(2099, 12, 31))  # midnight exactly; a birth may lie there
+_TOO_LATE = _us(datetime(2300, 1, 1))  # no shifted calendar reaches it
 # a flipped byte can panic inside polars instead of raising
-_UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
+_UNREADABLE = (pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
+
+
+_TEXT = pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Usable events as parallel arrays, in the order of the file."""
+
+    subject_id: np.ndarray  # int64
+    time: np.ndarray  # int64 us; NEVER for static events
+    code: np.ndarray  # int32, place in `codes`
+    codes: pl.Series  # strings, unique; may hold some that no event has
+    counts: dict  # rows, static, null_codes, placeholder_dates: of all rows read
+    placeholders: pl.Series  # codes of the rows that were dropped for their date
 
 
 @dataclass(frozen=True)
@@ -40,62 +68,106 @@ class MedsSource:
             raise ConfigError(f"input.ehr: {self.folder} holds no data/**/*.parquet; give the root of a MEDS data set")
         return names
 
-    def scan(self, name: str) -> pl.LazyFrame:
-        """Events of one shard in the columns of schema.EVENTS, plus `placeholder` (bool)."""
-        path = self.folder / name
+    def batches(self, name: str) -> Iterator[Batch]:
+        """Events of one file. Raises ConfigError for a column that cannot be read exactly, BadDataError for bad ids,
+        IntegrityError for bytes that cannot be decoded.
+        """
         try:
-            lazy = pl.scan_parquet(path, glob=False, hive_partitioning=False)
-            schema = lazy.collect_schema()
+            metadata = parquet.read_metadata(self.folder / name)
+            _check(name, metadata.schema.to_arrow_schema(), self)
+            # dictionaries as they are stored, of any string type: a string per event would take twice the time
+            options = {"metadata": metadata, "read_dictionary": ["code"], "buffer_size": READ_BYTES}
+            with parquet.ParquetFile(self.folder / name, **options) as file:
+                for group in range(file.num_row_groups):
+                    for rows in file.iter_batches(BATCH_ROWS, [group], list(EVENTS), use_threads=False):
+                        yield self._batch(name, rows)
         except _UNREADABLE as error:
             raise _unreadable(name, error) from None
-        for column in EVENTS:
-            if column not in schema:
-                raise ConfigError(f"{name}: no column {column}; a MEDS file has subject_id, time and code")
-        columns = (
-            _subject(name, schema["subject_id"]),
-            self._time(name, schema["time"]).alias("time"),
-            _code(name, schema["code"]),
-        )
-        return lazy.select(columns).with_columns(placeholder=_placeholder())
 
-    def read(self, names: list[str], subjects: pl.Series) -> pl.DataFrame:
-        """Usable events (schema.EVENTS) of the given subjects in the given shards, one file open at a time."""
-        keep = pl.col("subject_id").is_in(subjects.implode()) & ~pl.col("placeholder") & usable_code()
-        return pl.concat([collect(name, self.scan(name).filter(keep).select(list(EVENTS))) for name in names])
+    def codes(self, name: str) -> pl.Series:
+        """Codes that the file's usable events have."""
+        found = [batch.codes.gather(np.unique(batch.code)) for batch in self.batches(name)]
+        return pl.concat([pl.Series("code", [], pl.String), *found]).unique()
 
-    def _time(self, name: str, dtype: pl.DataType) -> pl.Expr:
-        column = pl.col("time")
-        if dtype == pl.Null or (dtype == pl.Date and self.date_only == "midnight"):
-            return column.cast(pl.Datetime("us"))
-        if dtype == pl.Date:
-            raise ConfigError(f"{name}: column time holds dates, which ehr.date_only=never cannot place; use midnight")
-        if not isinstance(dtype, pl.Datetime):
-            raise ConfigError(f"{name}: column time is {dtype}; write it as timestamp[us] without a zone")
-        if dtype.time_zone is not None:
-            if self.timezone is None:
-                raise ConfigError(f"{name}: column time has zone {dtype.time_zone}; set ehr.timezone to the local zone")
-            column = column.dt.convert_time_zone(self.timezone).dt.replace_time_zone(None)
-        return column.dt.cast_time_unit("us")
+    def _batch(self, name: str, rows: pa.RecordBatch) -> Batch:
+        # polars and not pyarrow makes the numpy arrays: pyarrow would import pandas, .7 s in every worker
+        subject_id, (code, codes) = _subject(name, rows.column("subject_id")), _code(rows.column("code"))
+        time = self._time(rows.column("time"))
+        usable = np.append(codes.ne_missing("").to_numpy() & codes.is_not_null().to_numpy(), False)  # -1: null
+        coded = usable[code] if rows.column("code").null_count or not usable[:-1].all() else np.ones(len(code), bool)
+        placeholder = (time <= _ALWAYS_PLACEHOLDER) | ((time >= _TOO_LATE) & (time != NEVER))
+        spike = (time == _PLACEHOLDERS[0]) | (time == _PLACEHOLDERS[1])
+        if spike.any():
+            birth = np.append(codes.eq_missing(BIRTH).to_numpy(), False)
+            placeholder |= spike & coded & ~birth[code]
+        counts = {
+            "rows": len(time),
+            "static": rows.column("time").null_count,
+            "null_codes": int((~coded).sum()),
+            "placeholder_dates": int(placeholder.sum()),
+        }
+        placeholders = codes.gather(code[coded & placeholder])
+        if counts["null_codes"] or counts["placeholder_dates"]:
+            usable = coded & ~placeholder
+            subject_id, time, code = subject_id[usable], time[usable], code[usable]
+        return Batch(subject_id, time, code, codes, counts, placeholders)
+
+    def _time(self, column: pa.Array) -> np.ndarray:
+        """int64 us, local; NEVER for null."""
+        time = _series(column)
+        if not isinstance(time.dtype, pl.Datetime):
+            time = time.cast(pl.Datetime("us"))
+        if time.dtype.time_zone is not None:
+            time = time.dt.convert_time_zone(self.timezone).dt.replace_time_zone(None)
+        return time.dt.cast_time_unit("us").to_physical().fill_null(NEVER).to_numpy()
 
 
-def _placeholder() -> pl.Expr:
-    time = pl.col("time")
-    midnight = time.is_in(_PLACEHOLDERS) & (pl.col("code") != BIRTH)
-    return ((time <= _ALWAYS_PLACEHOLDER) | (time >= _TOO_LATE) | midnight).fill_null(False)
+def _check(name: str, schema: pa.Schema, source: MedsSource) -> None:
+    """ConfigError naming the column that is missing or whose type does not say exactly what it holds."""
+    for column in EVENTS:
+        if schema.get_all_field_indices(column) == []:
+            raise ConfigError(f"{name}: no column {column}; a MEDS file has subject_id, time and code")
+    types = {column: schema.field(column).type for column in EVENTS}
+    if not (pa.types.is_integer(types["subject_id"]) or pa.types.is_null(types["subject_id"])):
+        ids = "ids must be integers (floats above 2^53 collide)"
+        raise ConfigError(f"{name}: column subject_id is {types['subject_id']}; {ids}")
+    code = types["code"].value_type if pa.types.is_dictionary(types["code"]) else types["code"]
+    if not any(is_type(code) for is_type in _TEXT):
+        raise ConfigError(f"{name}: column code is {types['code']}; write it as text")
+    _check_time(name, types["time"], source)
 
 
-def usable_code() -> pl.Expr:
-    return pl.col("code").is_not_null() & (pl.col("code") != "")
+def _check_time(name: str, time: pa.DataType, source: MedsSource) -> None:
+    if pa.types.is_date(time) and source.date_only != "midnight":
+        raise ConfigError(f"{name}: column time holds dates, which ehr.date_only=never cannot place; use midnight")
+    if not (pa.types.is_timestamp(time) or pa.types.is_date(time) or pa.types.is_null(time)):
+        raise ConfigError(f"{name}: column time is {time}; write it as timestamp[us] without a zone")
+    if pa.types.is_timestamp(time) and time.tz is not None and source.timezone is None:
+        raise ConfigError(f"{name}: column time has zone {time.tz}; set ehr.timezone to the local zone")
 
 
-def collect(name: str, lazy: pl.LazyFrame) -> pl.DataFrame:
-    """The frame. IntegrityError naming the shard when its bytes cannot be decoded."""
+def _subject(name: str, column: pa.Array) -> np.ndarray:
+    if column.null_count:
+        raise BadDataError(f"{name}: column subject_id holds null; every event needs its subject")
     try:
-        return lazy.collect(engine="streaming")
+        return _series(column).cast(pl.Int64).to_numpy()
     except pl.exceptions.InvalidOperationError:
         raise BadDataError(f"{name}: column subject_id holds ids beyond int64; renumber the subjects") from None
-    except _UNREADABLE as error:
-        raise _unreadable(name, error) from None
+
+
+def _code(column: pa.Array) -> tuple[np.ndarray, pl.Series]:
+    """Place of every row in the unique strings (-1: null), and the strings."""
+    if pa.types.is_null(column.type):
+        return np.full(len(column), -1, np.int32), pl.Series("code", [], pl.String)
+    column.dictionary.validate(full=True)  # polars would take bytes that are no UTF-8 for text
+    code = _series(column.indices).fill_null(-1).to_numpy()
+    if code.max(initial=-1) >= len(column.dictionary):
+        raise pa.ArrowInvalid("place beyond the dictionary")
+    return code, _series(column.dictionary).alias("code")
+
+
+def _series(column: pa.Array) -> pl.Series:
+    return pl.Series(pl.from_arrow(column))
 
 
 def read_metadata(folder: Path) -> pl.DataFrame | None:
@@ -104,25 +176,14 @@ def read_metadata(folder: Path) -> pl.DataFrame | None:
     if not path.exists():
         return None
     try:
-        schema = pl.scan_parquet(path, glob=False).collect_schema()
+        lazy = pl.scan_parquet(path, glob=False)
+        schema = lazy.collect_schema()
         if "code" not in schema:
             raise ConfigError(f"{name}: no column code")
         columns = [pl.col(c).cast(t) if c in schema else pl.lit(None, t).alias(c) for c, t in METADATA.items()]
-        return collect(name, pl.scan_parquet(path, glob=False).select(columns).filter(usable_code()))
+        return lazy.select(columns).filter(pl.col("code").is_not_null() & (pl.col("code") != "")).collect()
     except _UNREADABLE as error:
         raise _unreadable(name, error) from None
-
-
-def _subject(name: str, dtype: pl.DataType) -> pl.Expr:
-    if dtype.is_integer() or dtype == pl.Null:  # Null: a shard without rows, or refused by the survey
-        return pl.col("subject_id").cast(pl.Int64)
-    raise ConfigError(f"{name}: column subject_id is {dtype}; ids must be integers (floats above 2^53 collide)")
-
-
-def _code(name: str, dtype: pl.DataType) -> pl.Expr:
-    if dtype in (pl.String, pl.Null) or isinstance(dtype, (pl.Categorical, pl.Enum)):
-        return pl.col("code").cast(pl.String)
-    raise ConfigError(f"{name}: column code is {dtype}; write it as text")
 
 
 def _unreadable(name: str, error: Exception) -> IntegrityError:

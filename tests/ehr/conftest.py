@@ -21,6 +21,8 @@ PHENOTYPES = {
     "mortality": {"codes": ["MEDS_DEATH"], "horizons_days": [30, 365]},
     "readmission": {"codes": ["HOSPITAL_ADMISSION*"], "after_stay": True, "horizons_days": [30, 365]},
     "late": {"codes": ["V/b"], "start_days": 10, "horizons_days": [40]},
+    "first": {"codes": ["V/a1"], "prevalent": "exclude", "death_before_horizon": "censored", "horizons_days": [90]},
+    "any": {"codes": ["V/b"], "prevalent": "keep", "death_before_horizon": "negative", "horizons_days": [90]},
     "sign": {"codes": ["V/a1", "NOWHERE/1"], "kind": "diagnosis", "window_days": [-1, 1]},
 }
 
@@ -83,24 +85,28 @@ def same_as_oracle():
 
     def check(result: LabelResult, folder: Path, studies: pl.DataFrame, phenotypes: dict, **config) -> None:
         settings = dataclasses.asdict(EhrConfig(**config))
-        expected = oracle.slow_labels(folder, studies.to_dicts(), phenotypes, settings)
-        compare_tasks(result, expected)
-        codes = result.tasks.codes
-        assert result.labels["study_id"].to_list() == [i for i in studies["study_id"] if i in expected["rows"]]
-        for row in result.labels.iter_rows(named=True):
-            slow = expected["rows"][row["study_id"]]
-            assert row["censor_days"] == slow["censor"]
-            events = dict(zip((codes[k] for k in row["task_index"]), row["event_days"]))
-            assert events == {code: days for code, days in slow["events"].items() if code in codes}
-            assert row["history_index"] == [k for k, code in enumerate(codes) if code in slow["history"]]
-            assert row["visit_index"] == [k for k, code in enumerate(codes) if code in slow["visit"]]
-            assert row["task_index"] == sorted(row["task_index"])
-        for row in result.covariates.iter_rows(named=True):
-            assert row["past_codes"] == sorted(expected["rows"][row["study_id"]]["past"])
-            assert {"age": row["age_years"], "sex": row["sex"]} == expected["people"][row["study_id"]]
-        compare_phenotypes(result, expected["phenotypes"])
+        compare_all(result, oracle.slow_labels(folder, studies.to_dicts(), phenotypes, settings), studies)
 
     return check
+
+
+def compare_all(result: LabelResult, expected: dict, studies: pl.DataFrame) -> None:
+    """Asserts that every study, task and phenotype is as the oracle says."""
+    compare_tasks(result, expected)
+    codes = result.tasks.codes
+    assert result.labels["study_id"].to_list() == [i for i in studies["study_id"] if i in expected["rows"]]
+    for row in result.labels.iter_rows(named=True):
+        slow = expected["rows"][row["study_id"]]
+        assert row["censor_days"] == slow["censor"]
+        events = dict(zip((codes[k] for k in row["task_index"]), row["event_days"]))
+        assert events == {code: days for code, days in slow["events"].items() if code in codes}
+        assert row["history_index"] == [k for k, code in enumerate(codes) if code in slow["history"]]
+        assert row["visit_index"] == [k for k, code in enumerate(codes) if code in slow["visit"]]
+        assert row["task_index"] == sorted(row["task_index"])
+    for row in result.covariates.iter_rows(named=True):
+        assert row["past_codes"] == sorted(expected["rows"][row["study_id"]]["past"])
+        assert {"age": row["age_years"], "sex": row["sex"]} == expected["people"][row["study_id"]]
+    compare_phenotypes(result, expected["phenotypes"])
 
 
 def compare_tasks(result: LabelResult, expected: dict) -> None:

@@ -37,6 +37,28 @@ def read_folder(folder: Path) -> tuple[dict, dict]:
     return dict(events), dict(parents)
 
 
+def icd_parent(code: str) -> str | None:
+    """The ICD code with one character less, down to the category."""
+    for prefix in ("ICD10CM/", "ICD10/", "ICD9CM/", "ICD9/", "DIAGNOSIS//ICD//10//", "DIAGNOSIS//ICD//9//"):
+        if code.startswith(prefix) and "/" not in code[len(prefix) :]:
+            body = code[len(prefix) :]
+            category = 4 if "9" in prefix and body.startswith("E") else 3
+            if len(body) > category:
+                return prefix + body[:-1].rstrip(".")
+    return None
+
+
+def with_icd(parents: dict, codes: set[str]) -> dict:
+    """Parents of ICD codes that have none, at any level."""
+    parents, waiting = dict(parents), codes | set(parents) | {p for above in parents.values() for p in above}
+    while waiting:
+        code = waiting.pop()
+        if not parents.get(code) and icd_parent(code):
+            parents[code] = {icd_parent(code)}
+            waiting.add(icd_parent(code))
+    return parents
+
+
 def ancestors(code: str, parents: dict) -> set[str]:
     """The code and everything above it."""
     found, waiting = set(), [code]
@@ -68,10 +90,24 @@ class Event:
         return self.end <= scan["t0"]
 
 
-def end_of_follow_up(events: list[Event], latest: int, followup: str, cutoff: str | None) -> tuple[int | None, bool]:
-    """C and whether death set it."""
+def observed_until(periods: list[tuple[int, int]], t0: int) -> int | None:
+    """End of the observation that holds t0, through every period that goes on where another ends."""
+    end = max((stop for start, stop in periods if start <= t0 < stop), default=None)
+    while end is not None and any(start <= end < stop for start, stop in periods):
+        end = max(stop for start, stop in periods if start <= end < stop)
+    return end
+
+
+def end_of_follow_up(
+    events: list[Event], latest: int, followup: str | list, cutoff: str | None
+) -> tuple[int | None, bool]:
+    """C and whether death set it. followup: the rule's name, or [the subject's periods, t0]."""
     deaths = [e.start for e in events if e.code == "MEDS_DEATH"]
-    if followup == "last_event":
+    if isinstance(followup, list):
+        end = observed_until(*followup)
+        if end is None:
+            return None, False
+    elif followup == "last_event":
         end = max((e.end for e in events), default=None)
     elif followup == "cutoff":
         end = micro(datetime.combine(date.fromisoformat(cutoff) + timedelta(days=1), datetime.min.time()))
@@ -199,7 +235,7 @@ def outcome(rule: dict, scan: dict, label: dict, mine: list[Event], blackout: in
         shift = DAY - 1 if scan["date_only"] else 0
         hit = any(e.start >= scan["t0"] + shift + lo and e.end <= scan["t0"] + hi for e in mine)
         return {"kind": "diagnosis", "event": hit, "competing": False, "time": None, "history": False}
-    entry = max(blackout, round(rule.get("start_days", 0) * DAY))
+    entry = max(blackout, round((rule.get("start_days") or 0) * DAY))
     times = []
     for event in mine:
         outside = not rule.get("after_stay") or label["stay"] is None or event.start > label["stay"][1]
@@ -232,12 +268,18 @@ def percentile(values: list[float], q: float) -> float:
     return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
 
 
-def slow_labels(folder: Path, studies: list[dict], phenotypes: dict[str, dict], config: dict) -> dict:
+def slow_labels(
+    folder: Path | None, studies: list[dict], phenotypes: dict[str, dict], config: dict,
+    records: tuple[dict, dict] | None = None, periods: dict | None = None,
+) -> dict:  # fmt: skip
     """studies: study_id, subject_id, study_time, date_only, split. config: EhrConfig's fields by name.
+
+    records: events and parents as read_folder gives them, instead of a folder; periods: {subject: [(start, end)]}.
 
     Returns rows {study_id: label_study}, tasks [dict], edges, phenotypes {(study, name, horizon): ...}, people.
     """
-    raw, parents = read_folder(folder)
+    raw, parents = records or read_folder(folder)
+    parents = with_icd(parents, {code for events in raw.values() for _, code in events})
     blackout, rule = round(config["blackout_days"] * DAY), config["date_only"]
     closure = {code: ancestors(code, parents) for events in raw.values() for _, code in events}
     timed = {s: [Event(t, c, rule) for t, c in events if t is not None] for s, events in raw.items()}
@@ -253,7 +295,9 @@ def slow_labels(folder: Path, studies: list[dict], phenotypes: dict[str, dict], 
 
     for scan in scans:
         subject = scan["subject_id"]
-        end = end_of_follow_up(timed[subject], latest, config["followup"], config["cutoff_date"])
+        observed = config["followup"] == "observation_period"
+        rule = [(periods or {}).get(subject, []), scan["t0"]] if observed else config["followup"]
+        end = end_of_follow_up(timed[subject], latest, rule, config["cutoff_date"])
         row = label_study(scan, timed[subject], blackout, end, closure)
         if row is None:
             continue
@@ -261,11 +305,13 @@ def slow_labels(folder: Path, studies: list[dict], phenotypes: dict[str, dict], 
         people[scan["study_id"]] = person(raw[subject], scan["t0"])
         for name, phenotype in phenotypes.items():
             result = outcome(phenotype, scan, row, mine[subject, name], blackout)
-            if config["recurrence"] == "incident" and result["history"]:
+            usual = "exclude" if config["recurrence"] == "incident" else "keep"
+            if result["history"] and (phenotype.get("prevalent") or usual) == "exclude":
                 continue
             horizons = [] if result["kind"] == "diagnosis" else phenotype.get("horizons_days", [])
             for horizon in [*horizons, None]:
-                label = binary_label(result, horizon, config["death_before_horizon"])
+                rule_of_death = phenotype.get("death_before_horizon") or config["death_before_horizon"]
+                label = binary_label(result, horizon, rule_of_death)
                 results[scan["study_id"], name, horizon] = {**result, "label": label}
 
     train = [s for s in scans if s["split"] == "train"]
@@ -293,13 +339,13 @@ def choose(ranked: dict, labelled: list, phenotypes: dict, parents: dict, closur
     table = []
     for code, (p, s) in ranked.items():
         hits = [(scan["subject_id"], row) for scan, row in labelled if counts(row, code, config)]
-        patients = len({subject for subject, _ in hits})
+        who = {subject for subject, _ in hits}
         at_risk = 0.0
         for _, row in labelled:
             if config["recurrence"] == "incident" and code in row["history"]:
                 continue
             at_risk += row["events"].get(code, row["censor"]) - config["blackout_days"]
-        task = {"code": code, "prevalence": p, "score": s, "events": len(hits), "patients": patients}
+        task = {"code": code, "prevalence": p, "score": s, "events": len(hits), "patients": len(who), "who": who}
         task["rate"] = len(hits) / at_risk if at_risk else None
         table.append(task)
     pinned = [t for t in table if t["code"] == "MEDS_DEATH" and t["events"]]
@@ -309,7 +355,18 @@ def choose(ranked: dict, labelled: list, phenotypes: dict, parents: dict, closur
         if t["code"] != "MEDS_DEATH" and t["events"] >= config["min_events"] and t["patients"] >= config["min_patients"]
         and t["code"] not in banned and t["score"] is not None
     ]  # fmt: skip
-    return pinned + sorted(rest, key=lambda t: (round(t["score"], 12), t["code"]))[: config["num_tasks"]]
+    chosen = list(pinned)
+    for task in sorted(rest, key=lambda t: (round(t["score"], 12), t["code"])):
+        bound = config["max_task_overlap"]
+        twin = bound is not None and any(overlap(task["who"], other["who"]) > bound for other in chosen)
+        if not twin and len(chosen) < len(pinned) + config["num_tasks"]:
+            chosen.append(task)
+    return chosen
+
+
+def overlap(one: set, other: set) -> float:
+    """Jaccard."""
+    return len(one & other) / len(one | other)
 
 
 def person(events: list, t0: int) -> dict:

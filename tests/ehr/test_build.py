@@ -113,7 +113,7 @@ def test_how_a_shard_is_cut_into_blocks_changes_nothing(tmp_path, meds, label, m
     folder = meds.write(tmp_path / "ehr", [rows], parents)
     together = label(folder, studies)
     for cells in (1, 300):
-        monkeypatch.setattr("ehr.grid.MAX_CELLS", cells)
+        monkeypatch.setattr("ehr.shard.MAX_CELLS", cells)
         assert meds.same(together, label(folder, studies))
 
 
@@ -161,6 +161,15 @@ def test_exclusions_of_the_cohort_are_counted_and_are_no_error(tmp_path, meds, l
     flow = result.counts["studies"]
     assert (flow["given"], flow["NO_SUBJECT"], flow["NO_FOLLOW_UP"], flow["labelled"]) == (5, 1, 3, 1)
     assert flow["labelled_train"] == 1
+
+
+def test_patients_without_a_scan_and_scans_without_a_time_are_counted(tmp_path, meds, label):
+    """Subject 9 lies in two files and counts once; rows that hold only placeholder dates make nobody a patient."""
+    rows = [(1, T0 + 9 * DAY, "X/A"), (2, T0 + 5 * DAY, "X/B"), (9, T0, "X/A"), (8, datetime(1900, 1, 1), "X/A")]
+    folder = meds.write(tmp_path / "ehr", [rows, [(9, T0 + DAY, "X/B")]])
+    day = T0.replace(hour=0)
+    flow = label(folder, meds.studies([(1, T0, "train"), (2, day, "train", True)])).counts["studies"]
+    assert (flow["subjects_without_study"], flow["date_only"], flow["labelled"]) == (1, 1, 2)
 
 
 @pytest.mark.parametrize("subject", [7, 2])

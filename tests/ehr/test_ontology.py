@@ -9,7 +9,6 @@ import pytest
 from ehr.codes import index_codes
 from ehr.ontology import closure, from_metadata, kept_codes, kept_parents, read_ontology
 from ehr.schema import METADATA
-from ttepretrain.errors import ConfigError
 
 
 def graph(parents: dict[str, list]) -> pl.DataFrame:
@@ -96,10 +95,31 @@ def test_candidates_are_what_train_subjects_have_and_its_ancestors():
 
 
 def test_a_data_set_without_codes_has_no_parents_and_says_so(tmp_path, caplog):
-    assert len(read_ontology(tmp_path, None).parents) == 0
+    assert len(read_ontology(tmp_path, None, pl.Series(["X/1"])).parents) == 0
     assert "codes.parquet is absent" in caplog.text
 
 
-def test_an_athena_folder_is_refused_for_now(tmp_path):
-    with pytest.raises(ConfigError, match=r"input\.ontology"):
-        read_ontology(tmp_path, tmp_path)
+def test_parents_of_the_data_set_and_of_the_ontology_add_up(tmp_path):
+    for name, rows in {
+        "ehr": [("a", "first", ["b"])],
+        "ontology": [("a", "other", ["c"]), ("b", "second", None)],
+    }.items():
+        (tmp_path / name / "metadata").mkdir(parents=True)
+        table = pl.DataFrame(rows, schema=METADATA, orient="row")
+        table.write_parquet(tmp_path / name / "metadata" / "codes.parquet")
+    ontology = read_ontology(tmp_path / "ehr", tmp_path / "ontology", pl.Series(["a"]))
+    assert pairs(ontology.parents) == {("a", "b"), ("a", "c")}
+    assert pairs(ontology.descriptions) == {("a", "first"), ("b", "second")}
+
+
+def test_icd_codes_without_any_parent_fall_back_to_shorter_codes(tmp_path):
+    """I27.2 has a parent of its own: what lies below it is shortened up to there and no further."""
+    (tmp_path / "metadata").mkdir()
+    rows = [("ICD10CM/I27.2", "known", ["SNOMED/1"]), ("LOCAL/x", None, ["ICD9CM/416.8"])]
+    pl.DataFrame(rows, schema=METADATA, orient="row").write_parquet(tmp_path / "metadata" / "codes.parquet")
+    ontology = read_ontology(tmp_path, None, pl.Series(["ICD10CM/I27.20", "ICD10CM/J18.9"]))
+    assert pairs(ontology.parents) == {
+        ("ICD10CM/I27.20", "ICD10CM/I27.2"), ("ICD10CM/I27.2", "SNOMED/1"), ("ICD10CM/J18.9", "ICD10CM/J18"),
+        ("LOCAL/x", "ICD9CM/416.8"), ("ICD9CM/416.8", "ICD9CM/416"),
+    }  # fmt: skip
+    assert ontology.icd == 3

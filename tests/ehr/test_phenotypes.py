@@ -2,9 +2,15 @@
 
 from datetime import datetime, timedelta
 
+import polars as pl
 import pytest
 
-from ehr.phenotypes import read_phenotypes
+from ehr.codes import index_codes
+from ehr.config import EhrConfig
+from ehr.ontology import from_metadata
+from ehr.phenotype_file import read_phenotypes, under
+from ehr.phenotypes import match_codes
+from ehr.schema import METADATA
 from ttepretrain.errors import ConfigError
 
 T0 = datetime(2150, 6, 1, 12)
@@ -112,6 +118,50 @@ def test_incident_leaves_out_studies_with_history_but_never_readmission(outcome,
     assert outcome(records, READMISSION, recurrence="incident")[None]["event"]
 
 
+def test_a_phenotype_keeps_or_excludes_prevalent_cases_whatever_the_tasks_do(outcome, tmp_path):
+    """Q/C two days before the scan and 40 after it."""
+    records = [(-2 * DAY, "Q/C"), (40 * DAY, "Q/C"), (50 * DAY, "Q/end")]
+    for number, (prevalent, recurrence, stays) in enumerate(
+        [
+            ("exclude", "all", False), ("keep", "all", True), (None, "all", True),
+            ("exclude", "incident", False), ("keep", "incident", True), (None, "incident", False),
+        ]
+    ):  # fmt: skip
+        phenotype = {"p": {"codes": ["Q/C"], "prevalent": prevalent, "horizons_days": [45]}}
+        rows = outcome(records, phenotype, recurrence=recurrence)
+        assert {h: row["label"] for h, row in rows.items()} == ({45.0: True, None: True} if stays else {}), number
+        (tmp_path / "ehr").rename(tmp_path / f"run {number}")
+
+
+def test_death_before_the_horizon_may_differ_between_phenotypes(tmp_path, meds, label):
+    """Both die at day 20 without the event; the file's rule wins over the run's."""
+    rows = [(1, T0 + 20 * DAY, "MEDS_DEATH"), (2, T0 + 3 * DAY, "Q/A")]
+    rows += [(s, T0 + 9 * DAY, "Q/B") for s in (2, 3)]
+    rule = {"codes": ["Q/C"], "horizons_days": [30]}
+    phenotypes = {"p": rule, "q": rule | {"death_before_horizon": "censored"}}
+    studies = meds.studies([(s, T0, "train") for s in (1, 2, 3)])
+    table = label(meds.write(tmp_path / "ehr", [rows]), studies, phenotypes).phenotypes
+    found = table.filter(study_id="s00", horizon_days=30.0).select("phenotype", "label").rows()
+    assert found == [("p", False), ("q", None)]
+
+
+def test_a_start_inside_the_blackout_warns_and_one_left_out_does_not(outcome, tmp_path, caplog):
+    records = [(12 * HOUR, "Q/C"), (50 * DAY, "Q/end")]
+    rows = outcome(records, {"p": {"codes": ["Q/C"], "start_days": 0.0007, "horizons_days": [40]}})
+    assert "p: start_days lies inside ehr.blackout_days = 1.0" in caplog.text
+    assert not rows[40.0]["event"]
+    (tmp_path / "ehr").rename(tmp_path / "first")
+    caplog.clear()
+    outcome(records, {"p": {"codes": ["Q/C"]}, "q": {"codes": ["Q/C"], "kind": "diagnosis", "start_days": 0}})
+    assert "start_days" not in caplog.text
+
+
+@pytest.mark.parametrize(("fields", "config"), [({"start_days": 30}, {}), ({}, {"blackout_days": 30.0})])
+def test_a_horizon_that_ends_before_events_count_is_refused(outcome, fields, config):
+    with pytest.raises(ConfigError, match=r"p\.horizons_days \[30\] end before events count, 30 days after the scan"):
+        outcome([(50 * DAY, "Q/C")], {"p": {"codes": ["Q/C"], "horizons_days": [30, 31], **fields}}, **config)
+
+
 def test_unknown_codes_are_counted_and_their_phenotype_never_happens(tmp_path, meds, label):
     rows = [(1, T0 + 3 * DAY, "Q/A"), (2, T0 + 5 * DAY, "Q/B")]
     phenotypes = {"p": {"codes": ["GONE/1", "NEVER/*", "Q/A"]}, "q": {"codes": ["GONE/2"], "horizons_days": [2]}}
@@ -121,13 +171,42 @@ def test_unknown_codes_are_counted_and_their_phenotype_never_happens(tmp_path, m
     assert result.phenotypes.filter(phenotype="q", horizon_days=2.0)["label"].to_list() == [False, False]
 
 
-@pytest.mark.parametrize("name", ["default", "mimic_demo"])
+@pytest.mark.parametrize("name", ["default", "inspect", "icd", "icd_mimic"])
 def test_the_shipped_files_hold_the_phenotypes_of_the_paper(repository, name):
-    phenotypes = read_phenotypes(repository / "configs" / "phenotypes" / f"{name}.yaml")
-    assert len(phenotypes) == 9
+    """Eight binary tasks, one of them the diagnosis, and eight times to event."""
+    path = repository / "configs" / "phenotypes" / f"{name}.yaml"
+    phenotypes = under(EhrConfig(), read_phenotypes(path))
+    # INSPECT's 12-month label of pulmonary hypertension is by ICD, its time to event by SNOMED
+    timed = [n for n, p in phenotypes.items() if p.kind == "prognosis" and n != "pulmonary_hypertension_icd"]
     assert [n for n, p in phenotypes.items() if p.kind == "diagnosis"] == ["pulmonary_embolism"]
-    assert sum(len(p.horizons_days) for p in phenotypes.values()) + 1 == 8  # the binary tasks
-    assert sum(p.kind == "prognosis" for p in phenotypes.values()) == 8  # the time-to-event tasks
+    binary = {n: p.horizons_days for n, p in phenotypes.items() if p.horizons_days}
+    hypertension = binary.pop("pulmonary_hypertension_icd" if name == "inspect" else "pulmonary_hypertension")
+    assert (binary, hypertension) == ({"mortality": [30, 180, 365], "readmission": [30, 180, 365]}, [365])
+    assert timed == [
+        "mortality", "readmission", "pulmonary_hypertension", "atelectasis", "cardiomegaly", "consolidation", "edema",
+        "pleural_effusion",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "written", "meant"),
+    [
+        ("icd", "ICD9CM/416.0", "pulmonary_hypertension"), ("icd", "ICD10CM/I27.20", "pulmonary_hypertension"),
+        ("icd", "ICD10CM/J98.11", "atelectasis"), ("icd", "ICD9CM/415.19", "pulmonary_embolism"),
+        ("icd", "ICD9CM/511.9", "pleural_effusion"), ("icd", "ICD9CM/511.0", None), ("icd", "ICD10CM/J93.9", None),
+        ("icd_mimic", "DIAGNOSIS//ICD//10//I2720", "pulmonary_hypertension"),
+        ("icd_mimic", "DIAGNOSIS//ICD//9//41519", "pulmonary_embolism"),
+        ("icd_mimic", "DIAGNOSIS//ICD//9//5110", None), ("icd_mimic", "DIAGNOSIS//ICD//9//51189", "pleural_effusion"),
+        ("inspect", "ICD9CM/416.8", "pulmonary_hypertension_icd"),
+        ("default", "SNOMED/70995007", "pulmonary_hypertension"),
+    ],
+)  # fmt: skip
+def test_the_shipped_patterns_mean_the_codes_as_they_are_written(repository, name, written, meant):
+    seen = pl.DataFrame({"code": [written, "Q/A"], "train": [True, True]})
+    index = index_codes(seen, from_metadata(pl.DataFrame(schema=METADATA)), [])
+    phenotypes = read_phenotypes(repository / "configs" / "phenotypes" / f"{name}.yaml")
+    found = [n for n, p in phenotypes.items() if index.number(written) in match_codes(p.codes, index)[0]]
+    assert found == ([meant] if meant else [])
 
 
 @pytest.mark.parametrize(
@@ -139,6 +218,12 @@ def test_the_shipped_files_hold_the_phenotypes_of_the_paper(repository, name):
         ("phenotypes: {a: {codes: [1]}}", r"phenotypes\.a\.codes"),
         ("phenotypes: {a: {codes: [X], horizons_days: [-3]}}", "must be positive"),
         ("phenotypes: {a: {codes: [X], horizons_days: [soon]}}", "numbers of days"),
+        ("phenotypes: {a: {codes: [X], start_days: true}}", "numbers of days"),
+        ("phenotypes: {a: {codes: [X], horizons_days: [30, 30.0]}}", "must differ"),
+        ("phenotypes: {a: {codes: [X], prevalent: drop}}", "must be one of keep, exclude"),
+        ("phenotypes: {a: {codes: [X], death_before_horizon: negativ}}", "did you mean 'negative'"),
+        ("phenotypes: {a: {codes: [X], after_stay: true, prevalent: exclude}}", "cannot go with after_stay"),
+        ("phenotypes: {../a: {codes: [X]}}", "names a folder"),
         ("phenotypes: {a: {codes: [X], kind: diagnostic}}", "did you mean 'diagnosis'"),
         ("phenotypes: {a: {codes: [X], window_days: [1, -1]}}", r"must be \[from, to\]"),
         ("phenotype: {a: {codes: [X]}}", "one key `phenotypes`"),

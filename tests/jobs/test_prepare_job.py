@@ -170,6 +170,27 @@ def test_killed_at_two_random_moments_and_run_again_it_gives_the_same_bytes(undi
     assert contents(prepared) == contents(undisturbed)
 
 
+@pytest.mark.slow
+def test_frozen_tasks_and_label_tables_serve_another_run(undisturbed, hospital, tmp_path):
+    """Tasks and labels stay to the byte; the table's finding is a phenotype with its MEDS label file."""
+    table = tmp_path / "findings.csv"
+    table.write_text(
+        "study_id,phenotype,kind,label,horizon_days\nct-00,finding,prognosis,False,30\nno,finding,prognosis,1,30\n"
+    )
+    more = ["prepare.stages=[labels]", f"ehr.tasks={undisturbed}/tasks.json", f"ehr.label_tables=[{table}]"]
+    code, output, prepared = run(tmp_path, hospital, *more)
+    assert code == 0, output
+    for name in ("tasks.json", "tasks.csv", "tasks.png", "labels.parquet"):
+        assert (prepared / name).read_bytes() == (undisturbed / name).read_bytes(), name
+    counts = json.loads((prepared / "summary.json").read_text())["labels"]
+    assert counts["frozen_tasks_fitted_on"] == "same"
+    assert (counts["label_tables"]["used"], counts["label_tables"]["unlabelled_study"]) == (1, 1)
+    finding = pl.read_parquet(prepared / "phenotypes.parquet").filter(phenotype="finding")
+    assert finding.select("study_id", "label").rows() == [("ct-00", False)]
+    assert pl.read_parquet(prepared / "labels_meds" / "finding" / "30d.parquet")["boolean_value"].to_list() == [False]
+    assert "labels_meds/finding/30d.parquet" in json.loads((prepared / "manifest.json").read_text())["files"]
+
+
 # --- refusals before anything is started
 
 

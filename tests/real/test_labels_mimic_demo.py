@@ -48,7 +48,7 @@ def oracle():
 
 @pytest.mark.parametrize("recurrence", ["all", "incident"])
 def test_every_study_and_task_of_the_mimic_demo_equals_plain_loops(demo, studies, oracle, repository, recurrence):
-    path = repository / "configs" / "phenotypes" / "mimic_demo.yaml"
+    path = repository / "configs" / "phenotypes" / "icd_mimic.yaml"
     settings = {"recurrence": recurrence, "num_tasks": 800, "min_events": 5, "min_patients": 5}
     config = EhrConfig(phenotypes=str(path), **settings)
     result = build_labels(demo, None, studies, config, lambda f, xs: [f(x) for x in xs], {"hash": "", "count": 80})
@@ -82,12 +82,15 @@ def test_every_study_and_task_of_the_mimic_demo_equals_plain_loops(demo, studies
 
 
 def test_dirt_of_the_demo_is_counted(demo, studies, repository):
-    """626 events after death, and the one code of the phenotype file that the demo does not hold."""
-    config = EhrConfig(phenotypes=str(repository / "configs/phenotypes/mimic_demo.yaml"))
+    """626 events after death, and the codes of the phenotype file that the demo does not hold."""
+    config = EhrConfig(phenotypes=str(repository / "configs/phenotypes/icd_mimic.yaml"))
     result = build_labels(demo, None, studies, config, lambda f, xs: [f(x) for x in xs], {"hash": "", "count": 80})
     counts = result.counts
 
     assert counts["events"]["rows"] == 916_166
     assert counts["events"]["after_death"] == 626
     assert counts["codes"]["undescribed"] == 4374
-    assert counts["phenotypes_unmatched"] == {"cardiomegaly": ["DIAGNOSIS//ICD//10//I517"]}
+    assert counts["phenotypes_unmatched"] == {
+        "cardiomegaly": ["DIAGNOSIS//ICD//10//I517"],
+        "pleural_effusion": ["DIAGNOSIS//ICD//9//5111*"],
+    }

@@ -26,7 +26,7 @@ CONFIG = """
 name: real
 input: {{studies: {studies}, ehr: {ehr}}}
 prepare: {{num_cpus: 1}}
-ehr: {{num_tasks: 64, phenotypes: configs/phenotypes/mimic_demo.yaml}}
+ehr: {{num_tasks: 64, phenotypes: configs/phenotypes/icd_mimic.yaml}}
 volume: {{preset: small, spacing_mm: [8, 8, 8], shape_DHW: [32, 40, 48]}}
 model: {{encoder: resnet18, head_dim: 8}}
 train: {{epochs: 2, batch_size: 1}}

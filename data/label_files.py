@@ -1,0 +1,49 @@
+"""The files that the label stage leaves in `prepared/`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from data.meds_labels import write_meds_labels
+from data.tables import write_parquet
+from data.task_figure import draw_tasks
+from ehr.bins import risk_set
+from ttepretrain.files import replacing, write_atomic
+from ttepretrain.tasks import TaskSet
+
+if TYPE_CHECKING:  # it imports what only the pass over the records needs
+    from ehr.build import LabelResult
+
+COVARIATES = "stages/covariates.parquet"  # the EHR's half of covariates.parquet
+ALWAYS = ("tasks.json", "tasks.csv", "labels.parquet", "phenotypes.parquet", COVARIATES)
+PICTURE = "tasks.png"  # where matplotlib is installed
+CSV_COLUMNS = ("code", "description", "prevalence", "score", "events", "patients", "rate_per_day")
+
+
+def write_label_files(folder: Path, result: LabelResult, phenotypes: pl.DataFrame) -> list[str]:
+    """Write them all; returns their names. phenotypes: rows of phenotypes.parquet, label tables included."""
+    (folder / COVARIATES).parent.mkdir(exist_ok=True)
+    with replacing(folder / "tasks.json") as temporary:
+        result.tasks.save(temporary)
+    write_atomic(folder / "tasks.csv", task_csv(result.tasks))
+    write_parquet(result.labels.sort("study_id", maintain_order=True), folder / "labels.parquet")
+    write_parquet(phenotypes.sort("study_id", maintain_order=True), folder / "phenotypes.parquet")
+    write_parquet(result.covariates.sort("study_id"), folder / COVARIATES)
+    names = [*ALWAYS, *write_meds_labels(folder, phenotypes, result.labels)]
+    events, _ = risk_set(result.labels.filter(pl.col("split") == "train"), result.tasks.recurrence)
+    picture = draw_tasks(result.tasks, events["days"].to_numpy())
+    (folder / PICTURE).unlink(missing_ok=True)
+    if picture is not None:
+        write_atomic(folder / PICTURE, picture)
+        names.append(PICTURE)
+    return names
+
+
+def task_csv(tasks: TaskSet) -> str:
+    """One line per task in task order; the pinned death task has no score."""
+    table = pl.DataFrame([dataclasses.asdict(task) for task in tasks.tasks])
+    return table.select(CSV_COLUMNS).fill_nan(None).write_csv()

@@ -1,0 +1,157 @@
+"""Label tables given by the user (`ehr.label_tables`): outcomes that no code tells, such as findings read from reports.
+
+binary    study_id, phenotype, kind, label, horizon_days   label: true, false, empty = censored
+          horizon_days: positive for a prognosis, empty for a diagnosis
+survival  study_id, phenotype, kind, event, time_days      days from the study time to the event or to censoring
+
+A phenotype that a table names comes from the tables alone; its entry in the phenotype file still keeps its codes out of
+the tasks.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import polars as pl
+
+from data.manifest import read_table
+from ehr.phenotype_file import NAME
+from ehr.schema import PHENOTYPES
+from ttepretrain.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+COMMON = ("study_id", "phenotype", "kind")
+# bool("False") is True: texts are looked up, never cast
+TRUTH = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+UNKNOWN = ("", "censored", "nan", "null")
+NO_NUMBER = ("", "nan", "null")
+
+
+def read_label_tables(paths: Sequence[Path], declared: Mapping[str, str]) -> pl.DataFrame:
+    """Rows of all tables in the columns of schema.PHENOTYPES; `declared`: kind of each phenotype of the phenotype file.
+
+    Raises ConfigError naming table and column of what is wrong, IntegrityError for a damaged table.
+    """
+    rows = pl.concat([pl.DataFrame(schema=PHENOTYPES), *(_read(path) for path in paths)]).unique(maintain_order=True)
+    repeated = rows.select("study_id", "phenotype", "horizon_days").is_duplicated().sum()
+    if repeated:
+        raise ConfigError(f"ehr.label_tables: {repeated} rows disagree about a study, phenotype and horizon; keep one")
+    kinds = rows.select("phenotype", "kind").unique().sort("phenotype", "kind")
+    for name, kind in kinds.iter_rows():
+        if not re.fullmatch(NAME, name):
+            raise ConfigError("ehr.label_tables: a phenotype has letters, digits, `_`, `-` and `.`, and names a folder")
+        if declared.get(name, kind) != kind or kinds["phenotype"].to_list().count(name) > 1:
+            raise ConfigError(f"ehr.label_tables: {name} is prognosis in one place and diagnosis in another; decide")
+    if unknown := sorted(set(kinds["phenotype"]) - set(declared)):
+        log.warning(
+            f"ehr.label_tables: no codes are declared for {', '.join(unknown)}; codes that tell the same may be among "
+            "the tasks, list them under ehr.exclude"
+        )
+    return rows
+
+
+def with_label_tables(
+    own: pl.DataFrame, given: pl.DataFrame, study_ids: pl.Series, blackout_days: float
+) -> tuple[pl.DataFrame, dict]:
+    """Rows of phenotypes.parquet (`own` from codes, `given` instead where they name the phenotype), and counts.
+
+    Left out and counted: studies without labels, times inside the blackout.
+    """
+    known = given.filter(pl.col("study_id").is_in(study_ids.implode()))
+    usable = known.filter((pl.col("time_days") > blackout_days).fill_null(True))
+    named = given["phenotype"].unique()
+    replaced = own.filter(pl.col("phenotype").is_in(named.implode()))["phenotype"].unique()
+    counts = {
+        "rows": len(given),
+        "unlabelled_study": len(given) - len(known),
+        "in_blackout": len(known) - len(usable),
+        "used": len(usable),
+        "instead_of_codes": sorted(replaced),
+    }
+    kept = own.filter(~pl.col("phenotype").is_in(named.implode()))
+    return pl.concat([kept, usable.sort("phenotype", "horizon_days", nulls_last=True)]), counts
+
+
+def _read(path: Path) -> pl.DataFrame:
+    """Rows of one table, in the columns of schema.PHENOTYPES."""
+    key = f"ehr.label_tables: {path.name}"
+    table = read_table(path, "ehr.label_tables")
+    survival, binary = {"event", "time_days"} <= set(table.columns), "label" in table.columns
+    missing = [name for name in COMMON if name not in table.columns]
+    if missing or survival == binary:
+        raise ConfigError(
+            f"{key}: columns {', '.join(COMMON)} are needed, and either label (with horizon_days) or event and "
+            f"time_days; the table has {', '.join(table.columns)}"
+        )
+    names = [_text(table, name, key) for name in COMMON]
+    if not names[2].is_in(["prognosis", "diagnosis"]).all():
+        raise ConfigError(f"{key}: column kind must be prognosis or diagnosis")
+    return pl.DataFrame(names).with_columns(**(_survival if survival else _binary)(table, names[2], key))[[*PHENOTYPES]]
+
+
+def _binary(table: pl.DataFrame, kind: pl.Series, key: str) -> dict[str, pl.Series | pl.Expr]:
+    label, diagnosis = _truth(table, "label", key), kind == "diagnosis"
+    if "horizon_days" not in table.columns:
+        table = table.with_columns(horizon_days=pl.lit(None, pl.Float64))
+    horizon = _days(table, "horizon_days", key)
+    if (horizon <= 0).any() or (horizon.is_null() != diagnosis).any():
+        raise ConfigError(
+            f"{key}: column horizon_days must be positive for every prognosis and empty for every diagnosis"
+        )
+    return {
+        "horizon_days": horizon,
+        "label": label,
+        "event": pl.when(diagnosis).then(label),  # of a prognosis: what follows the horizon is unknown
+        "competing": pl.when(diagnosis).then(False),
+        "time_days": pl.lit(None, pl.Float64),
+    }
+
+
+def _survival(table: pl.DataFrame, kind: pl.Series, key: str) -> dict[str, pl.Series | pl.Expr]:
+    event, time = _truth(table, "event", key), _days(table, "time_days", key)
+    if event.null_count() or time.null_count() or (kind == "diagnosis").any():
+        raise ConfigError(f"{key}: event and time_days must be filled in every row, and a diagnosis has none")
+    return {
+        "horizon_days": pl.lit(None, pl.Float64),
+        "label": pl.when(event).then(True),
+        "event": event,
+        "competing": pl.when(event).then(False),  # otherwise the table does not say
+        "time_days": time,
+    }
+
+
+def _text(table: pl.DataFrame, name: str, key: str) -> pl.Series:
+    if not (table[name].dtype.is_integer() or table[name].dtype in (pl.String, pl.Categorical)):
+        raise ConfigError(f"{key}: column {name} is {table[name].dtype}; it must be text")
+    column = table[name].cast(pl.String)
+    if (column.is_null() | (column == "")).any():
+        raise ConfigError(f"{key}: column {name} is empty in some row")
+    return column
+
+
+def _truth(table: pl.DataFrame, name: str, key: str) -> pl.Series:
+    """bool, null where unknown."""
+    column = table[name]
+    if column.dtype == pl.Boolean:
+        return column
+    text = column.cast(pl.String).str.strip_chars().str.to_lowercase()
+    truth = text.replace_strict(TRUTH, default=None, return_dtype=pl.Boolean)
+    wrong = (text.is_not_null() & truth.is_null() & ~text.is_in(UNKNOWN)).sum()
+    if wrong:
+        raise ConfigError(f"{key}: column {name}: {wrong} values are none of true, false, 1, 0, censored or empty")
+    return truth
+
+
+def _days(table: pl.DataFrame, name: str, key: str) -> pl.Series:
+    """float64 days, null where empty."""
+    text = table[name].cast(pl.String).str.strip_chars()
+    days = (table[name] if table[name].dtype.is_numeric() else text).cast(pl.Float64, strict=False).fill_nan(None)
+    unread = text.is_not_null() & days.is_null() & ~text.str.to_lowercase().is_in(NO_NUMBER)
+    wrong = (unread | days.is_infinite()).sum()
+    if wrong:
+        raise ConfigError(f"{key}: column {name}: {wrong} values are no finite number of days")
+    return days

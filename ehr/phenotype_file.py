@@ -1,0 +1,113 @@
+"""What a phenotype file may say (`configs/phenotypes/*.yaml`), checked once at the border."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import re
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+from ehr.config import EhrConfig
+from ttepretrain.config import read_yaml, require, require_choice
+from ttepretrain.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"  # becomes a folder of labels_meds/
+LISTS = ("codes", "horizons_days", "window_days", "twins")
+
+
+@dataclass(frozen=True)
+class Phenotype:
+    codes: list[str]  # with all descendants; a trailing * stands for any ending
+    kind: str = "prognosis"  # prognosis | diagnosis
+    horizons_days: list[float] = field(default_factory=list)  # binary labels; time to event is always written
+    start_days: float | None = None  # prognosis: events count after t0 + max(this, ehr.blackout_days); None: blackout
+    after_stay: bool = False  # prognosis: events count after the scan's own hospital stay only (readmission)
+    prevalent: str | None = None  # keep | exclude studies with history; None: as ehr.recurrence, after_stay keeps
+    death_before_horizon: str | None = None  # negative | censored; None: ehr.death_before_horizon
+    window_days: list[float] = field(default_factory=lambda: [-1.0, 1.0])  # diagnosis: closed, around t0
+    twins: list[str] = field(default_factory=list)  # codes that tell the same event; they leave the tasks with `codes`
+
+    def check(self, key: str) -> None:
+        require_choice(f"{key}.kind", self.kind, ("prognosis", "diagnosis"))
+        require_choice(f"{key}.prevalent", self.prevalent or "keep", ("keep", "exclude"))
+        require_choice(f"{key}.death_before_horizon", self.death_before_horizon or "negative", ("negative", "censored"))
+        numbers = [*self.horizons_days, *self.window_days, *([] if self.start_days is None else [self.start_days])]
+        # a bool is an int
+        require(all(type(n) in (int, float) for n in numbers), key, numbers, "durations must be numbers of days")
+        require(
+            all(isinstance(c, str) and c for c in [*self.codes, *self.twins]) and self.codes,
+            f"{key}.codes", [*self.codes, *self.twins], "must be texts",
+        )  # fmt: skip
+        require(all(h > 0 for h in self.horizons_days), f"{key}.horizons_days", self.horizons_days, "must be positive")
+        require(
+            len(set(self.horizons_days)) == len(self.horizons_days),
+            f"{key}.horizons_days", self.horizons_days, "must differ",
+        )  # fmt: skip
+        require(
+            len(self.window_days) == 2 and self.window_days[0] <= self.window_days[1],
+            f"{key}.window_days", self.window_days, "must be [from, to]",
+        )  # fmt: skip
+        # the scan's own admission is always history, so nobody in hospital would stay
+        require(
+            not (self.after_stay and self.prevalent == "exclude"),
+            f"{key}.prevalent", self.prevalent, "cannot go with after_stay, which looks at later stays only",
+        )  # fmt: skip
+
+
+def read_phenotypes(path: Path) -> dict[str, Phenotype]:
+    """Phenotypes of a YAML file by name. ConfigError naming the key of what is wrong."""
+    document = read_yaml(path)
+    entries = document.get("phenotypes")
+    if set(document) != {"phenotypes"} or not isinstance(entries, dict) or not entries:
+        raise ConfigError(f"{path}: expected one key `phenotypes` with a mapping of names")
+    valid = [f.name for f in fields(Phenotype)]
+    phenotypes = {}
+    for name, values in entries.items():
+        key = f"{path}: phenotypes.{name}"
+        if not re.fullmatch(NAME, str(name)):
+            raise ConfigError(f"{key}: a name has letters, digits, `_`, `-` and `.`, and names a folder")
+        if not isinstance(values, dict) or "codes" not in values:
+            raise ConfigError(f"{key} needs `codes: [...]`")
+        for unknown in set(values) - set(valid):
+            near = difflib.get_close_matches(str(unknown), valid, n=1)
+            raise ConfigError(f"{key}: unknown key {unknown}" + (f"; did you mean {near[0]}?" if near else ""))
+        if not all(isinstance(values.get(k, []), list) for k in LISTS):
+            raise ConfigError(f"{key}: {', '.join(LISTS[:-1])} and {LISTS[-1]} are lists")
+        phenotypes[str(name)] = Phenotype(**values)
+        phenotypes[str(name)].check(key)
+    return phenotypes
+
+
+def under(config: EhrConfig, phenotypes: dict[str, Phenotype]) -> dict[str, Phenotype]:
+    """The phenotypes with every field that the run decides filled in: start, prevalent cases, death.
+
+    Warns of a start inside the blackout. ConfigError for a horizon that ends before its phenotype starts.
+    """
+    starts = {name: max(p.start_days or 0.0, config.blackout_days) for name, p in phenotypes.items()}
+    prognoses = {name: p for name, p in phenotypes.items() if p.kind == "prognosis"}
+    early = [name for name, p in prognoses.items() if p.start_days not in (None, starts[name])]
+    if early:
+        log.warning(
+            f"{', '.join(early)}: start_days lies inside ehr.blackout_days = {config.blackout_days}; events count "
+            "from the blackout's end, leave start_days out"
+        )
+    filled = {}
+    for name, p in phenotypes.items():
+        start = starts[name]
+        short = [h for h in p.horizons_days if h <= start and name in prognoses]
+        if short:
+            raise ConfigError(
+                f"{config.phenotypes}: phenotypes.{name}.horizons_days {short} end before events count, "
+                f"{start:g} days after the scan; leave them out or lower start_days or ehr.blackout_days"
+            )
+        excluding = config.recurrence == "incident" and not p.after_stay
+        filled[name] = replace(
+            p,
+            start_days=start,
+            prevalent=p.prevalent or ("exclude" if excluding else "keep"),
+            death_before_horizon=p.death_before_horizon or config.death_before_horizon,
+        )
+    return filled

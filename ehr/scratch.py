@@ -1,0 +1,89 @@
+"""What one pass over the records leaves for the next, in files of a scratch folder.
+
+survey  --spool: times and codes of the wanted subjects' events as integers, 12 bytes per event-->  count
+count   --stash: what each study knows of each code and ancestor, 35 kB per study-->                label
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from ehr.grid import FEATURE, HISTORY, Cells
+from ehr.schema import DAY_US
+from ehr.timeline import NEVER
+
+
+def _path(folder: Path, number: int, part: str) -> Path:
+    return folder / f".{number}.{part}.tmp"  # ttepretrain.files.TEMPORARY: prepare removes what a kill left
+
+
+class SpoolWriter:
+    """Takes one file's events batch by batch."""
+
+    def __init__(self, folder: Path, number: int):
+        self._names_path, self._names, self._num_events, self._num_names = _path(folder, number, "names"), [], 0, 0
+        self._open = ExitStack()
+        self._time, self._code = (
+            self._open.enter_context(_path(folder, number, part).open("wb")) for part in ("time", "code")
+        )
+
+    def __enter__(self) -> SpoolWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._open.close()
+        pl.concat([pl.Series("code", [], pl.String), *self._names]).to_frame().write_ipc(self._names_path)
+
+    def append(self, time: np.ndarray, code: np.ndarray, names: pl.Series) -> int:
+        """Place of the first of the events. code: place in names."""
+        place, self._num_events = self._num_events, self._num_events + len(time)
+        time.tofile(self._time)
+        (code + np.int32(self._num_names)).tofile(self._code)
+        self._names.append(names)
+        self._num_names += len(names)
+        return place
+
+
+def read_spool(folder: Path, number: int, events: np.ndarray, names: pl.Series) -> tuple[np.ndarray, np.ndarray]:
+    """time (int64 us) and code (place in names, int64) of the events at the given places of one file's spool."""
+    time, code = (
+        np.memmap(_path(folder, number, part), dtype, "r") for part, dtype in (("time", np.int64), ("code", np.int32))
+    )
+    numbers = pl.DataFrame({"code": names}).with_row_index("number")
+    own = pl.read_ipc(_path(folder, number, "names")).join(numbers, on="code", how="left", maintain_order="left")
+    # null: a string that no event of a wanted subject has
+    return time[events], own["number"].fill_null(0).cast(pl.Int64).to_numpy()[code[events]]
+
+
+@dataclass(frozen=True)
+class Stash:
+    """Cells of a shard's followed studies that say something, ascending by row and code."""
+
+    row: np.ndarray  # place among the shard's studies
+    code: np.ndarray
+    days: np.ndarray  # T of the first event in the risk set; NaN without one
+    history: np.ndarray  # bool
+    feature: np.ndarray  # bool
+    visit: np.ndarray  # bool
+
+
+def write_stash(folder: Path, number: int, cells: Cells, studies: pl.DataFrame) -> None:
+    """studies: the rows of the cells, with index and followed."""
+    keep = studies["followed"].to_numpy()[cells.row]
+    keep &= (cells.first != NEVER) | (cells.level >= HISTORY) | cells.visit
+    row, first, level = cells.row[keep], cells.first[keep], cells.level[keep]
+    days = (first - studies["index"].to_numpy()[row]) / DAY_US
+    days[first == NEVER] = np.nan
+    columns = {"row": row.astype(np.uint32), "code": cells.code[keep].astype(np.uint32), "days": days, "level": level}
+    pl.DataFrame(columns | {"visit": cells.visit[keep]}).write_ipc(_path(folder, number, "cells"))
+
+
+def read_stash(folder: Path, number: int) -> Stash:
+    table = pl.read_ipc(_path(folder, number, "cells"))
+    row, code, days, level, visit = (table[name].to_numpy() for name in table.columns)
+    return Stash(row, code, days, level >= HISTORY, level == FEATURE, visit)

@@ -1,0 +1,142 @@
+"""Label tables given by the user: read exactly, or refused by table and column."""
+
+import polars as pl
+import pytest
+
+from data.label_tables import read_label_tables, with_label_tables
+from ehr.schema import PHENOTYPES
+from ttepretrain.errors import ConfigError
+
+BINARY = "study_id,phenotype,kind,label,horizon_days\n"
+SURVIVAL = "study_id,phenotype,kind,event,time_days\n"
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Function: (texts of csv tables, declared kinds) -> rows as tuples without kind, in the order of the tables."""
+
+    def run(*texts: str, **declared: str):
+        paths = [tmp_path / f"labels{number}.csv" for number in range(len(texts))]
+        for path, text in zip(paths, texts):
+            path.write_text(text)
+        table = read_label_tables(paths, declared)
+        assert table.schema == PHENOTYPES
+        return table
+
+    return run
+
+
+def test_text_that_says_false_is_false_and_censored_is_unknown(read):
+    """bool("False") would be True."""
+    words = ["True", "False", "Censored", "", "FALSE", "1", "0", "1.0", "0.0", " true ", "nan"]
+    table = read(
+        BINARY + "".join(f"s{n},edema,prognosis,{word},30\n" for n, word in enumerate(words)), edema="prognosis"
+    )
+    assert table["label"].to_list() == [True, False, None, None, False, True, False, True, False, True, None]
+    assert table["horizon_days"].unique().to_list() == [30.0]
+    assert table["event"].null_count() == table["time_days"].null_count() == len(words)
+
+
+def test_a_survival_table_gives_event_and_time_without_a_horizon(read):
+    table = read(SURVIVAL + "a,edema,prognosis,true,41.5\nb,edema,prognosis,false,730\n")
+    assert table.drop("kind", "phenotype").rows() == [
+        ("a", None, True, True, False, 41.5),
+        ("b", None, None, False, None, 730.0),  # whether death came first the table does not say
+    ]
+
+
+def test_a_diagnosis_has_a_label_and_no_horizon(read):
+    table = read("study_id,phenotype,kind,label\na,embolism,diagnosis,true\nb,embolism,diagnosis,\n")
+    assert table.drop("kind", "phenotype").rows() == [
+        ("a", None, True, True, False, None), ("b", None, None, None, False, None)
+    ]  # fmt: skip
+
+
+def test_parquet_with_booleans_and_whole_ids_is_the_same(tmp_path, read):
+    frame = pl.DataFrame(
+        {"study_id": [7, 8], "phenotype": "edema", "kind": "prognosis", "label": [True, None], "horizon_days": [30, 30]}
+    )
+    frame.write_parquet(tmp_path / "labels.parquet")
+    text = read(BINARY + "7,edema,prognosis,true,30\n8,edema,prognosis,,30\n")
+    assert read_label_tables([tmp_path / "labels.parquet"], {}).equals(text)
+
+
+def test_rows_equal_in_every_column_count_once_and_no_table_is_no_row(read):
+    assert len(read(BINARY + "a,edema,prognosis,true,30\n" * 3)) == 1
+    assert len(read()) == 0
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ([BINARY + "a,edema,prognosis,maybe,30\n"], r"labels0\.csv: column label: 1 values are none of true, false"),
+        ([BINARY + "a,edema,prognosis,true,soon\n"], r"column horizon_days: 1 values are no finite number"),
+        ([BINARY + "a,edema,prognosis,true,inf\n"], r"column horizon_days: 1 values are no finite number"),
+        ([BINARY + "a,edema,prognosis,true,\n"], r"horizon_days must be positive for every prognosis"),
+        ([BINARY + "a,edema,prognosis,true,-3\n"], r"horizon_days must be positive"),
+        ([BINARY + "a,edema,diagnosis,true,30\n"], r"empty for every diagnosis"),
+        ([SURVIVAL + "a,edema,diagnosis,true,30\n"], r"a diagnosis has none"),
+        ([SURVIVAL + "a,edema,prognosis,,30\n"], r"event and time_days must be filled"),
+        ([SURVIVAL + "a,edema,prognosis,true,\n"], r"event and time_days must be filled"),
+        ([BINARY + "a,edema,prognose,true,30\n"], r"column kind must be prognosis or diagnosis"),
+        ([BINARY + ",edema,prognosis,true,30\n"], r"column study_id is empty"),
+        (["study_id,phenotype,label\na,edema,true\n"], r"columns study_id, phenotype, kind are needed"),
+        (["study_id,phenotype,kind\na,edema,prognosis\n"], r"and either label \(with horizon_days\) or event"),
+        (["study_id,phenotype,kind,label,event,time_days\na,e,prognosis,true,true,3\n"], r"either label"),
+        ([BINARY + "a,../edema,prognosis,true,30\n"], r"names a folder"),
+        ([BINARY + "a,e,prognosis,true,30\na,e,prognosis,false,30\nb,e,prognosis,true,30\n"], r"2 rows disagree"),
+        ([BINARY + "a,e,prognosis,true,30\n", BINARY + "a,e,prognosis,false,30\n"], r"2 rows disagree"),
+        ([BINARY + "a,known,diagnosis,true,\n"], r"known is prognosis in one place and diagnosis in another"),
+        ([BINARY + "a,e,diagnosis,true,\nb,e,prognosis,true,30\n"], r"e is prognosis in one place"),
+    ],
+)
+def test_a_mistake_is_named_by_table_and_column(read, texts, message):
+    with pytest.raises(ConfigError, match=message):
+        read(*texts, known="prognosis")
+
+
+def test_a_table_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"ehr\.label_tables: .*gone\.csv is not a file"):
+        read_label_tables([tmp_path / "gone.csv"], {})
+
+
+def test_a_phenotype_without_codes_warns_that_its_codes_may_be_tasks(read, caplog):
+    read(BINARY + "a,edema,prognosis,true,30\na,report,prognosis,true,30\n", edema="prognosis")
+    assert "no codes are declared for report;" in caplog.text
+
+
+OWN = pl.DataFrame(
+    [
+        ("a", "edema", "prognosis", 30.0, False, True, False, 40.0),
+        ("a", "edema", "prognosis", None, True, True, False, 40.0),
+        ("a", "stroke", "prognosis", None, None, False, True, 90.0),
+    ],
+    schema=PHENOTYPES,
+    orient="row",
+)
+
+
+def test_a_named_phenotype_comes_from_the_tables_alone(read):
+    """The edema of the codes goes, with its time to event; stroke stays."""
+    given = read(BINARY + "a,edema,prognosis,true,365\nb,edema,prognosis,false,365\nz,edema,prognosis,true,365\n")
+    table, counts = with_label_tables(OWN, given, pl.Series(["a", "b"]), 1.0)
+    assert table.select("study_id", "phenotype", "horizon_days", "label").rows() == [
+        ("a", "stroke", None, None), ("a", "edema", 365.0, True), ("b", "edema", 365.0, False)
+    ]  # fmt: skip
+    assert counts == {
+        "rows": 3, "unlabelled_study": 1, "in_blackout": 0, "used": 2, "instead_of_codes": ["edema"]
+    }  # fmt: skip
+
+
+def test_times_inside_the_blackout_are_left_out_and_counted(read):
+    """Ending exactly with it, and a negative duration."""
+    given = read(SURVIVAL + "a,x,prognosis,true,1\nb,x,prognosis,false,-4\nc,x,prognosis,true,1.001\n")
+    table, counts = with_label_tables(OWN, given, pl.Series(["a", "b", "c"]), 1.0)
+    assert table.filter(phenotype="x")["study_id"].to_list() == ["c"]
+    assert (counts["in_blackout"], counts["used"], counts["instead_of_codes"]) == (2, 1, [])
+
+
+def test_without_tables_nothing_changes():
+    table, counts = with_label_tables(OWN, pl.DataFrame(schema=PHENOTYPES), pl.Series(["a"]), 1.0)
+    assert table.equals(OWN)
+    assert counts["rows"] == 0
