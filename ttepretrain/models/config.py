@@ -2,26 +2,104 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+from dataclasses import dataclass, field
 
 from ttepretrain.config import require, require_choice
 
-ENCODERS = ("densenet121", "resnet18", "resnet50", "resnet152")
+CONVOLUTIONAL = ("densenet121", "resnet18", "resnet50", "resnet152", "i3resnet152", "segresnet")
+TRANSFORMERS = ("swin_unetr", "vit_liere")  # LayerNorm, whatever model.norm says
+ENCODERS = CONVOLUTIONAL + TRANSFORMERS
 NORMS = ("group", "batch")
+# Layouts of weight files (models/initial.py) and the encoders that have such weights.
+WEIGHT_FILES = {
+    "inflate": ("densenet121", "resnet18", "resnet50", "resnet152"),
+    "medicalnet": ("resnet50", "resnet152"),
+    "merlin": ("i3resnet152",),
+    "ctfm": ("segresnet",),
+    "swinvit": ("swin_unetr",),
+}
+
+
+@dataclass
+class ViTConfig:
+    """Sizes of encoder vit_liere."""
+
+    patch: list[int] = field(default_factory=lambda: [16, 16, 16])  # voxels of a token, D H W
+    depth: int = 12  # layers
+    width: int = 768  # features of a token
+    heads: int = 12
+    block: int = 8  # b of LieRE's rotations: 2 is RoPE-Mixed, width / heads is dense
+    extent_mm: float | None = None  # positions: mm over this; None: patch index over the number of patches per axis
+
+    def __post_init__(self) -> None:
+        require(
+            len(self.patch) == 3 and all(1 <= p <= 64 for p in self.patch),
+            "model.vit.patch", self.patch, "must be three whole numbers (D H W) between 1 and 64",
+        )  # fmt: skip
+        require(self.depth >= 1, "model.vit.depth", self.depth, "must be at least 1")
+        require(self.heads >= 1, "model.vit.heads", self.heads, "must be at least 1")
+        require(
+            self.width >= self.heads and self.width % self.heads == 0,
+            "model.vit.width", self.width, f"must be a multiple of model.vit.heads = {self.heads}",
+        )  # fmt: skip
+        per_head = self.width // self.heads
+        require(
+            2 <= self.block <= per_head and per_head % self.block == 0,
+            "model.vit.block", self.block, f"must be at least 2 and divide width / heads = {per_head}",
+        )  # fmt: skip
+        require(self.extent_mm is None or self.extent_mm > 0, "model.vit.extent_mm", self.extent_mm, "must be positive")
 
 
 @dataclass
 class ModelConfig:
     encoder: str = "densenet121"
-    init: str = "random"  # random | path of an export whose encoder weights start the run
+    init: str = "random"  # random | path of an export | LAYOUT:PATH of a weight file (docs/models.md)
     norm: str = "group"  # group: no dependence between the studies of a batch; batch: frozen statistics when loaded
     head_dim: int = 512  # D: rank of the head's factorisation
+    activation_checkpointing: bool = False  # keep block inputs alone and compute the rest again in the backward pass
+    vit: ViTConfig = field(default_factory=ViTConfig)  # encoder vit_liere
 
     def __post_init__(self) -> None:
+        if not isinstance(self.vit, ViTConfig):  # from an export's config.json
+            self.vit = ViTConfig(**self.vit)
         require_choice("model.encoder", self.encoder, ENCODERS)
         require_choice("model.norm", self.norm, NORMS)
-        require(self.init != "", "model.init", self.init, "must be 'random' or the folder of an export")
+        require(self.init != "", "model.init", self.init, "must be 'random', an export's folder or LAYOUT:PATH")
         require(self.head_dim >= 1, "model.head_dim", self.head_dim, "must be at least 1")
+        if self.init_kind in WEIGHT_FILES:
+            self._check_weight_file()
+
+    @property
+    def init_kind(self) -> str:
+        """`random`, `export`, or the layout of the weight file: what may be told where the path may not."""
+        if self.init == "random":
+            return "random"
+        layout, colon, _ = self.init.partition(":")
+        if not colon or not layout.isalnum():
+            return "export"
+        require_choice("model.init", layout, tuple(WEIGHT_FILES))
+        return layout
+
+    def identity(self) -> dict:
+        """The values that decide the weights: without how activations are kept and what this encoder does not read."""
+        values = dataclasses.asdict(self)
+        del values["activation_checkpointing"]
+        if self.encoder != "vit_liere":
+            del values["vit"]
+        return values
+
+    def _check_weight_file(self) -> None:
+        layout = self.init_kind
+        require(self.init != f"{layout}:", "model.init", self.init, "needs a path after the colon")
+        require(
+            self.encoder in WEIGHT_FILES[layout],
+            "model.encoder", self.encoder, f"must be one of {', '.join(WEIGHT_FILES[layout])} for model.init={layout}:",
+        )  # fmt: skip
+        require(
+            self.encoder in TRANSFORMERS or self.norm == "batch",
+            "model.norm", self.norm, f"must be batch for model.init={layout}: which brings its statistics",
+        )  # fmt: skip
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Head: features -> log hazards, a rank-D factorisation of F*T -> K.
+"""Head: features -> log hazards or logits, a rank-D factorisation of F*T -> K.
 
 B batch, F features, T bins, D head dimension, K tasks.
 """
@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 
-class PiecewiseExponentialHead(nn.Module):
+class FactorisedHead(nn.Module):
     """Linear(F, T*D) -> RMSNorm(D) -> one Linear(D, K) for all bins, plus a bias table [T, K].
 
-    The last linear starts at zero, so the first log hazards are the table, exactly. The first starts alike in all bins:
+    The last linear starts at zero, so the first output is the table, exactly. The first starts alike in all bins:
     what it learns first are proportional hazards. Drawn apart, T random projections share one last linear, and a
     constant hazard ratio has to be unlearnt from T - 1 of them.
     """
@@ -44,7 +44,11 @@ class PiecewiseExponentialHead(nn.Module):
         self.expand.bias.copy_(-self.expand.weight @ mean_F)
 
     def forward(self, features_BF: Tensor) -> Tensor:
-        """Log hazard per day [B, T, K], fp32 also under autocast: bf16 would round it to steps of 6 % of a hazard."""
+        """[B, T, K], fp32 also under autocast: bf16 would round a log hazard to steps of 6 % of the hazard."""
         with torch.autocast(features_BF.device.type, enabled=False):
             hidden_BTD = self.expand(features_BF.float()).unflatten(1, (self.num_bins, -1))
             return self.project(self.norm(hidden_BTD)) + self.bias_TK
+
+
+class PiecewiseExponentialHead(FactorisedHead):
+    """Its output is the log hazard per day."""

@@ -1,8 +1,9 @@
-"""TTEModel: int16 HU in, log hazards out."""
+"""ScanModel: int16 HU in, what its head says out; TTEModel: log hazards out."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -13,24 +14,33 @@ from ttepretrain.volume.spec import VolumeSpec, Window
 from ttepretrain.volume.windows import apply_windows
 
 
-class TTEModel(nn.Module):
-    def __init__(self, encoder: Encoder, head: PiecewiseExponentialHead, windows: Sequence[Window]):
+class ScanModel(nn.Module):
+    """Encoder, and a head on its pooled features."""
+
+    def __init__(self, encoder: Encoder, head: nn.Module, windows: Sequence[Window]):
         super().__init__()
         self.encoder = encoder
         self.head = head
         self.windows = tuple(windows)
 
     def features(self, volume_BDHW: Tensor) -> Tensor:
-        """[B, F] of volumes in HU (int16, or float after augmentation); windows become channels."""
-        return self.encoder.features(apply_windows(volume_BDHW, self.windows))
+        """[B, F] of volumes in HU (int16, or float after augmentation)."""
+        return self.encoder.features(self.channels(volume_BDHW))
 
-    def forward(self, volume_BDHW: Tensor) -> Tensor:
-        """Log hazard per day [B, T, K], fp32."""
+    def channels(self, volume_BDHW: Tensor) -> Tensor:
+        """Windows become channels."""
+        return apply_windows(volume_BDHW, self.windows)
+
+    def forward(self, volume_BDHW: Tensor) -> Any:
         return self.head(self.features(volume_BDHW))
+
+
+class TTEModel(ScanModel):
+    """Its output is the log hazard per day [B, T, K], fp32."""
 
 
 def build_model(config: ModelConfig, spec: VolumeSpec, bias_TK: Tensor, seed: int) -> TTEModel:
     """Model whose weights are a function of the arguments alone (and of the export named by `config.init`)."""
-    encoder = build_encoder(config, spec.num_channels, seed)
+    encoder = build_encoder(config, spec.num_channels, seed, spec.spacing_mm)
     head = PiecewiseExponentialHead(encoder.feature_dim, config.head_dim, bias_TK, seed)
     return TTEModel(encoder, head, spec.windows)

@@ -1,17 +1,27 @@
 """Encoders: shapes, sizes, norms, initialisation as a pure function, strict loading."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from ttepretrain.errors import ConfigError, IntegrityError
-from ttepretrain.models.config import ENCODERS, ModelConfig
+from ttepretrain.models.config import ENCODERS, WEIGHT_FILES, ModelConfig, ViTConfig
 from ttepretrain.models.encoder import TRUNKS, build_encoder
 from ttepretrain.models.weights import load_strict
 from ttepretrain.testing import write_tiny_export
 
 # Features and millions of parameters with one input channel and no classifier.
-SIZES = {"densenet121": (1024, 11.2), "resnet18": (512, 33.2), "resnet50": (2048, 46.2), "resnet152": (2048, 117.4)}
+SIZES = {
+    "densenet121": (1024, 11.2), "resnet18": (512, 33.2), "resnet50": (2048, 46.2), "resnet152": (2048, 117.4),
+    "i3resnet152": (2048, 117.3), "segresnet": (512, 77.8), "swin_unetr": (768, 8.1), "vit_liere": (768, 88.4),
+}  # fmt: skip
+SMALL_VIT = ViTConfig(patch=[8, 10, 6], depth=2, width=48, heads=3, block=4)
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +30,7 @@ def export(tmp_path_factory):
     return folder, write_tiny_export(folder, seed=5)
 
 
-def noise(batch: int, channels: int = 2, shape=(29, 34, 40)) -> torch.Tensor:
+def noise(batch: int, channels: int = 2, shape=(29, 31, 32)) -> torch.Tensor:
     return torch.randn(batch, channels, *shape, generator=torch.Generator().manual_seed(1))
 
 
@@ -28,9 +38,13 @@ def test_every_name_of_the_configuration_has_a_trunk():
     assert set(TRUNKS) == set(ENCODERS) == set(SIZES)
 
 
-@pytest.mark.parametrize("name", ENCODERS)
-def test_pooled_features_of_the_published_size_and_every_parameter_used(name):
-    encoder = build_encoder(ModelConfig(encoder=name), in_channels=1, seed=0)
+@pytest.fixture(scope="module", params=ENCODERS)
+def encoder_of_one_window(request):
+    return request.param, build_encoder(ModelConfig(encoder=request.param), in_channels=1, seed=0)
+
+
+def test_pooled_features_of_the_published_size_and_every_parameter_used(encoder_of_one_window):
+    name, encoder = encoder_of_one_window
     feature_dim, millions = SIZES[name]
     features_BF = encoder.features(noise(1, 1))
     assert features_BF.shape == (1, feature_dim)
@@ -41,15 +55,56 @@ def test_pooled_features_of_the_published_size_and_every_parameter_used(name):
     assert all(p.grad is not None for p in encoder.parameters()), "a classifier was left in"
 
 
+def test_torch_export_gives_the_encoder_that_it_was_given(encoder_of_one_window):
+    """The exported graph's features are the eager ones, bit for bit; every size of the network is in it."""
+    _, encoder = encoder_of_one_window
+    x_BCDHW = noise(1, 1, (32, 30, 31))
+    with torch.no_grad():
+        exported = torch.export.export(Features(encoder.eval()), (x_BCDHW,)).module()
+        assert torch.equal(exported(x_BCDHW), encoder.features(x_BCDHW))
+
+
+# | `densenet121` | 1024 | 11.2 M | 0.46 | 29 voxels along each axis |
+ROW = re.compile(r"^\| `(\w+)` \| (\d+) \| ([\d.]+) M \| ([\d.]+) \|", re.MULTILINE)
+
+
+@pytest.mark.source
+def test_features_parameters_and_flop_are_those_of_the_documents_table(encoder_of_one_window):
+    """Forward of one window at 224^3 on tensors without data; 2 FLOP per multiply-add, attention as plain matrices."""
+    name, encoder = encoder_of_one_window
+    document = (Path(__file__).parents[3] / "docs" / "models.md").read_text()
+    rows = {row[0]: [float(value) for value in row[1:]] for row in ROW.findall(document)}
+    assert tuple(rows) == ENCODERS
+    assert all(f"`{layout}:PATH`" in document for layout in WEIGHT_FILES)
+    counter = FlopCounterMode(display=False)
+    with FakeTensorMode(allow_non_fake_inputs=True), sdpa_kernel(SDPBackend.MATH), counter, torch.no_grad():
+        features_BF = encoder.features(torch.empty(1, 1, 224, 224, 224))
+    features, millions, teraflop = rows[name]
+    assert features_BF.shape == (1, features)
+    assert sum(p.numel() for p in encoder.parameters()) / 1e6 == pytest.approx(millions, abs=0.051)
+    assert counter.get_total_flops() / 1e12 == pytest.approx(teraflop, abs=0.0051)
+
+
+class Features(nn.Module):
+    """torch.export wants a `forward`."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, x_BCDHW):
+        return self.encoder.features(x_BCDHW)
+
+
 @pytest.mark.parametrize("name", ["densenet121", "resnet18", "resnet50"])
 def test_the_stem_halves_every_axis(name):
     trunk = build_encoder(ModelConfig(encoder=name), 1, 0).trunk
     assert trunk[0](noise(1, 1, (30, 34, 40))).shape[2:] == (15, 17, 20)
 
 
-@pytest.mark.parametrize("name", ["densenet121", "resnet18"])
+@pytest.mark.parametrize("name", ["densenet121", "resnet18", "swin_unetr", "vit_liere"])
 def test_group_norm_makes_a_studys_features_independent_of_its_batch(name):
-    encoder = build_encoder(ModelConfig(encoder=name, norm="group"), 2, 0)
+    encoder = build_encoder(ModelConfig(encoder=name, norm="group", vit=SMALL_VIT), 2, 0)
     assert not any(isinstance(module, nn.BatchNorm3d) for module in encoder.modules())
     x_BCDHW = noise(3)
     with torch.no_grad():
@@ -57,8 +112,16 @@ def test_group_norm_makes_a_studys_features_independent_of_its_batch(name):
     torch.testing.assert_close(together[1:2], alone, rtol=1e-4, atol=1e-4)
 
 
-def test_weights_are_a_function_of_configuration_channels_and_seed_alone():
-    config = ModelConfig(encoder="resnet18")
+@pytest.mark.parametrize(
+    ("name", "a_weight"),
+    [
+        ("resnet18", "trunk.conv1.weight"),
+        ("swin_unetr", "trunk.layers2.0.blocks.1.attn.relative_position_bias_table"),
+        ("vit_liere", "trunk.layers.1.liere.generators"),
+    ],
+)
+def test_weights_are_a_function_of_configuration_channels_and_seed_alone(name, a_weight):
+    config = ModelConfig(encoder=name, vit=SMALL_VIT)
     torch.manual_seed(1)
     state = torch.get_rng_state()
     first = build_encoder(config, 2, seed=3).state_dict()
@@ -66,14 +129,14 @@ def test_weights_are_a_function_of_configuration_channels_and_seed_alone():
     torch.manual_seed(2)
     again, other = build_encoder(config, 2, seed=3).state_dict(), build_encoder(config, 2, seed=4).state_dict()
     assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not torch.equal(first["trunk.conv1.weight"], other["trunk.conv1.weight"])
+    assert not torch.equal(first[a_weight], other[a_weight])
 
 
 def test_features_keep_their_scale_through_the_trunk():
-    """Kaiming initialisation: neither vanishing nor exploding, and different scans give different features."""
-    for name in ("densenet121", "resnet18"):
+    """Neither vanishing nor exploding, and different scans give different features."""
+    for name in ("densenet121", "resnet18", "segresnet", "swin_unetr", "vit_liere"):
         with torch.no_grad():
-            features_BF = build_encoder(ModelConfig(encoder=name), 2, 0).features(noise(2))
+            features_BF = build_encoder(ModelConfig(encoder=name, vit=SMALL_VIT), 2, 0).features(noise(2))
         assert 0.05 < features_BF.std() < 5
         assert (features_BF[0] - features_BF[1]).abs().max() > 1e-3
 

@@ -1,11 +1,14 @@
 """Head and whole model: the start at the bias table, precision, determinism, windows as channels."""
 
+import numpy as np
 import pytest
 import torch
 
-from ttepretrain.models.config import ModelConfig
+from ttepretrain.export import load_model, write_export
+from ttepretrain.models.config import ModelConfig, ViTConfig
 from ttepretrain.models.head import PiecewiseExponentialHead
 from ttepretrain.models.model import build_model
+from ttepretrain.testing import random_task_set
 from ttepretrain.volume.spec import BONE, LUNG, VolumeSpec
 from ttepretrain.volume.windows import apply_windows
 
@@ -112,3 +115,29 @@ def test_memory_format_does_not_change_the_answer(bias_TK, volume_BDHW):
         plain_BTK = model(volume_BDHW)
         last_BTK = model.to(memory_format=torch.channels_last_3d)(volume_BDHW)
     torch.testing.assert_close(last_BTK, plain_BTK, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        {"encoder": "swin_unetr"},
+        {"encoder": "vit_liere", "vit": ViTConfig([4, 8, 8], 2, 48, 3, 8)},
+        {"encoder": "vit_liere", "vit": ViTConfig([4, 8, 8], 2, 48, 3, 2, 60.0), "activation_checkpointing": True},
+        {"encoder": "resnet18", "norm": "batch"},
+    ],
+    ids=["swin", "vit", "vit in mm", "batch norm"],
+)  # fmt: skip
+def test_every_kind_of_encoder_comes_back_from_its_export_bit_for_bit(encoder, volume_BDHW, tmp_path):
+    """Sizes, positions in mm and batch statistics travel with it."""
+    config = ModelConfig(head_dim=6, **encoder)
+    tasks = random_task_set(np.random.default_rng(0), 7)
+    model = build_model(config, SPEC, torch.full((4, 7), -8.0), seed=3)
+    trained(model.head)
+    model.train().features(volume_BDHW)  # moves batch statistics
+    write_export(tmp_path / "export", model.eval(), config, SPEC, tasks, {"synthetic": True}, min_patients=11)
+    again = load_model(tmp_path / "export")
+    expected, found = model.state_dict(), again.state_dict()
+    assert list(expected) == list(found)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    with torch.no_grad():
+        assert torch.equal(model(volume_BDHW), again(volume_BDHW))

@@ -1,0 +1,172 @@
+"""Where an encoder's weights start: an export of ours, or a weight file in a public layout.
+
+A layout says how the file's names become ours and which of its parts the encoder does not have. All else must match.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ttepretrain.errors import ConfigError, IntegrityError
+from ttepretrain.export_folder import read_export, read_weights
+from ttepretrain.models.config import ModelConfig
+from ttepretrain.models.weights import load_strict
+
+PICKLED = (".pt", ".pth", ".ckpt", ".bin", ".tar")
+COUNTER = "num_batches_tracked"  # of BatchNorm: files of before 2018 lack it, and frozen statistics do not read it
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the names of a public weight file become the names of our trunk."""
+
+    rename: Callable[[str], str]
+    left_out: str  # regular expression: start of the renamed parts that the encoder does not have
+
+
+def _torchvision_2d(name: str) -> str:
+    # DenseNet's first files say norm.1 where later ones say norm1; MONAI has one module more.
+    name = re.sub(r"(norm|conv)\.([12])\.", r"\1\2.", name.removeprefix("features."))
+    return re.sub(r"(denselayer\d+)\.(norm|conv)", r"\1.layers.\2", name)
+
+
+def _swinvit(name: str) -> str:
+    return name.removeprefix("swinViT.").replace(".mlp.fc", ".mlp.linear")
+
+
+def _merlin(name: str) -> str:
+    return name.removeprefix("encode_image.i3_resnet.")
+
+
+def _ctfm(name: str) -> str:
+    return name.removeprefix("encoder.")
+
+
+LAYOUTS = {
+    "inflate": Layout(_torchvision_2d, r"(fc|classifier)\."),
+    "medicalnet": Layout(str, r"(fc|conv_seg)\."),
+    "merlin": Layout(_merlin, r"(encode_text|classifier|contrastive_head)\.|logit_scale$"),
+    "ctfm": Layout(_ctfm, r"up_layers\."),
+    "swinvit": Layout(_swinvit, r"((rotation|contrastive)_(head|pre)|convTrans3d|conv|norm|out|(en|de)coder\d+)\."),
+}
+
+
+def load_initial(encoder: nn.Module, config: ModelConfig) -> None:
+    """Load what `config.init` names into the encoder and print what matched.
+
+    Raises IntegrityError unless every weight of the encoder is there and nothing but the layout's own heads is left.
+    """
+    layout = config.init_kind
+    left_out, counters = [], {}
+    if layout == "export":
+        weights = _weights_of_export(config)
+        load_strict(encoder, weights, "model.init")
+    else:
+        weights, left_out = _renamed(_read_state(Path(config.init.partition(":")[2])), LAYOUTS[layout])
+        own = encoder.trunk.state_dict()
+        counters = _absent_counters(weights, own)
+        load_strict(encoder.trunk, _fitted(weights, own) | counters, f"model.init={layout}")
+    parts = Counter(name.partition(".")[0] for name in left_out)
+    print(
+        f"model.init: {layout}: {len(weights)} weights matched, 0 unexpected, "
+        f"missing: {f'{COUNTER} {len(counters)}' if counters else 'none'}, "
+        f"left out: {', '.join(f'{part} {count}' for part, count in sorted(parts.items())) or 'none'}",
+        flush=True,
+    )
+
+
+def _weights_of_export(config: ModelConfig) -> dict[str, Tensor]:
+    export = read_export(Path(config.init))
+    for key in ("encoder", "norm"):
+        ours, theirs = getattr(config, key), getattr(export.model, key)
+        if ours != theirs:
+            raise ConfigError(f"model.{key} is {ours!r} and the export in model.init has {theirs!r}; make them equal")
+    prefix = "encoder."
+    return {k.removeprefix(prefix): v for k, v in read_weights(export).items() if k.startswith(prefix)}
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    """Tensors of a .safetensors or torch file, without the prefix of DataParallel. Nothing in the file can run."""
+    if path.suffix not in (".safetensors", *PICKLED):
+        raise ConfigError(f"model.init: a weight file ends in .safetensors, {', '.join(PICKLED)}")
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ConfigError(f"model.init: the weight file cannot be read: {error.strerror or 'no such file'}") from None
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError):
+        raise IntegrityError(
+            "model.init: the weight file is damaged, or holds more than tensors and numbers; "
+            "write its state dict as .safetensors"
+        ) from None
+    state = state.get("state_dict", state) if isinstance(state, dict) else {}
+    tensors = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    if not tensors:
+        raise IntegrityError("model.init: the weight file holds no state dict")
+    prefix = "module."
+    if all(name.startswith(prefix) for name in tensors):
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def _renamed(state: dict[str, Tensor], layout: Layout) -> tuple[dict[str, Tensor], list[str]]:
+    weights, left_out = {}, []
+    for name, tensor in state.items():
+        name = layout.rename(name)
+        if re.match(layout.left_out, name):
+            left_out.append(name)
+        elif name in weights:
+            raise IntegrityError(f"model.init: the weight file has {name} twice")
+        else:
+            weights[name] = tensor
+    return weights, left_out
+
+
+def _absent_counters(weights: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name: tensor
+        for name, tensor in own.items()
+        if name.endswith(COUNTER) and name not in weights and name.replace(COUNTER, "running_mean") in weights
+    }
+
+
+def _fitted(weights: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights in fp32, 2D kernels inflated, the first kernel on our windows; other shapes as they are."""
+    first = next(name for name, tensor in own.items() if tensor.ndim == 5)
+    fitted = {}
+    for name, tensor in weights.items():
+        if tensor.is_floating_point():
+            tensor = tensor.float()
+        if name in own and own[name].ndim == 5 and tensor.ndim == 4:
+            tensor = inflate(tensor, own[name].shape[2])
+        if name == first and tensor.ndim == 5:
+            tensor = spread_over_windows(tensor, own[name].shape[1])
+        fitted[name] = tensor.contiguous()
+    return fitted
+
+
+def inflate(kernel_OIHW: Tensor, depth: int) -> Tensor:
+    """3D kernel that answers a volume constant along D as the 2D one answers its slices."""
+    return kernel_OIHW[:, :, None].expand(-1, -1, depth, -1, -1) / depth
+
+
+def spread_over_windows(kernel_OIDHW: Tensor, windows: int) -> Tensor:
+    """First kernel for our windows: as it is when the file has as many channels.
+
+    Else the sum over the file's channels, an equal share for each: windows that agree give what a grey image gave.
+    """
+    if kernel_OIDHW.shape[1] == windows:
+        return kernel_OIDHW
+    return kernel_OIDHW.sum(1, keepdim=True).expand(-1, windows, -1, -1, -1) / windows
