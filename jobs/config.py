@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from data.config import CohortConfig, InputConfig, PrepareConfig
 from ehr.config import EhrConfig
 from ttepretrain.config import load_config, require, require_choice, valid_keys
 from ttepretrain.models.config import ExportConfig, ModelConfig
-from ttepretrain.training.config import TrainConfig
+from ttepretrain.training.config import ARMS, TrainConfig
 from ttepretrain.volume.spec import VolumeConfig
 
 
@@ -21,7 +21,7 @@ class PathsConfig:
 
 @dataclass
 class EvalConfig:
-    arms: list[str] = field(default_factory=lambda: ["base_random", "tte"])
+    arms: list[str] = field(default_factory=lambda: ["base_random", "tte"])  # base_random and trained ones
     horizons_days: list[float] = field(default_factory=lambda: [30.0, 180.0, 365.0])
     bootstraps: int = 1000  # patient resamples behind every interval
     batch_size: int = 8  # studies embedded at once
@@ -31,7 +31,7 @@ class EvalConfig:
     def __post_init__(self) -> None:
         require(len(self.arms) > 0, "eval.arms", self.arms, "must name at least one arm")
         for arm in self.arms:
-            require_choice("eval.arms", arm, ("base_random", "tte"))
+            require_choice("eval.arms", arm, ("base_random", *ARMS))
         require_choice("eval.precision", self.precision, ("auto", "fp32", "bf16"))
         require(self.batch_size >= 1, "eval.batch_size", self.batch_size, "must be at least 1")
         require(self.seed >= 0, "eval.seed", self.seed, "must not be negative")
@@ -86,11 +86,23 @@ class RunConfig:
         return self.folder / "prepared"
 
     @property
+    def trained_folders(self) -> list[Path]:
+        """Of the trained arms that evaluation compares, `tte` first; `tte`'s where it compares none."""
+        return [self.pretrain_folder(arm) for arm in ARMS if arm in self.eval.arms] or [self.pretrain_folder("tte")]
+
+    @property
     def eval_folder(self) -> Path:
         return self.folder / "eval"
 
     def pretrain_folder(self, arm: str) -> Path:
         return self.folder / "pretrain" / arm
+
+
+def without_input_paths(config: RunConfig) -> RunConfig:
+    """A copy for folders outside prepared/: paths of the input may name patients, and prepared/config.yaml has them."""
+    given = {field.name: getattr(config.input, field.name) for field in fields(config.input)}
+    hidden = {name: path and "see prepared/config.yaml" for name, path in given.items()}
+    return replace(config, input=InputConfig(**hidden))
 
 
 def read_run_config(arguments: list[str], program: str, description: str) -> RunConfig:

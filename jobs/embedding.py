@@ -39,8 +39,8 @@ class Arm:
 
 
 def open_arm(name: str, pretrained: Path, spec: VolumeSpec, device: str) -> Arm:
-    """Arm `tte`: the exported encoder. Arm `base_random`: the one that run started from, never trained."""
-    if name == "tte":
+    """The encoder that the run in `pretrained` exported; of `base_random` the one it started from, never trained."""
+    if name != "base_random":
         embedder = load_encoder(pretrained / "export", device)
         if embedder.spec != spec:
             raise IntegrityError(
@@ -52,10 +52,10 @@ def open_arm(name: str, pretrained: Path, spec: VolumeSpec, device: str) -> Arm:
     if run.model.init != "random":
         raise ConfigError(
             "eval.arms: the run started from the weights in model.init, so its start is not base_random; "
-            "leave that arm out: eval.arms=[tte]"
+            f"leave that arm out: eval.arms=[{pretrained.name}]"
         )
     recipe = json.dumps([asdict(run.model), spec.to_json(), run.train.seed])
-    encoder = build_encoder(run.model, spec.num_channels, run.train.seed)
+    encoder = build_encoder(run.model, spec.num_channels, run.train.seed, spec.spacing_mm)
     return Arm(name, hashlib.sha256(recipe.encode()).hexdigest(), Embedder(encoder, spec, device))
 
 
@@ -65,9 +65,11 @@ def embed_arms(config: RunConfig, splits: Sequence[PreparedStudies], device: str
     All arms in one precision: `eval.precision`, `auto` resolved on the first.
     """
     path = config.eval_folder / "embeddings.parquet"
-    pretrained = config.pretrain_folder("tte")
     spec = splits[0].spec
-    arms = [open_arm(name, pretrained, spec, device) for name in config.eval.arms]
+    folder = {name: config.pretrain_folder(name) for name in config.eval.arms} | {
+        "base_random": config.trained_folders[0]  # all arms of a run start from the same encoder
+    }
+    arms = [open_arm(name, folder[name], spec, device) for name in config.eval.arms]
     made_from = {"prepared": splits[0].fingerprint, "precision": config.eval.precision}
     study_key_N = np.concatenate([studies.study_key for studies in splits])
     split_N = np.repeat([s.split for s in splits], [len(s) for s in splits])

@@ -17,17 +17,19 @@ from ttepretrain.errors import ConfigError, exit_with
 
 def main(arguments: list[str]) -> None:
     config = read_run_config(arguments, "jobs.evaluation", "Score frozen encoders with probes and write the report.")
-    pretrained = config.pretrain_folder("tte")
-    for needed, make in ((config.prepared_folder / "manifest.json", "prepare"), (pretrained / "export", "pretrain")):
-        if not needed.exists():
-            raise ConfigError(f"{needed} is not there; run `make {make}` with the same configuration first")
+    needed = {config.prepared_folder / "manifest.json": "prepare"}
+    needed |= {folder / "export": f"pretrain ARM={folder.name}" for folder in config.trained_folders}
+    for path, target in needed.items():
+        if not path.exists():
+            raise ConfigError(f"{path} is not there; run `make {target}` with the same configuration first")
 
     from data.leakage import check_leakage
     from jobs.report.console import print_table
     from jobs.report.page import write_report
     from ttepretrain.lock import folder_lock
 
-    check_leakage(config.prepared_folder, pretrained)
+    for folder in config.trained_folders:
+        check_leakage(config.prepared_folder, folder)
     config.eval_folder.mkdir(parents=True, exist_ok=True)
     with folder_lock(config.eval_folder):
         rows = evaluate(config)

@@ -1,6 +1,6 @@
 """One arm's encoder from `prepared/`: one process, or as many as torchrun, deepspeed or srun start.
 
-    prepared/ -> train, tuning studies -> bias table -> model -> Trainer -> pretrain/<arm>/
+    prepared/ -> train, tuning studies -> objective: biases, model, loss -> Trainer -> pretrain/<arm>/
 
 Imports neither Ray nor polars: a training node has neither.
 """
@@ -12,11 +12,11 @@ from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
 
-from jobs.config import RunConfig, read_run_config
+from jobs.config import RunConfig, read_run_config, without_input_paths
 from jobs.provenance import now, provenance
 from ttepretrain.config import dump_config
 from ttepretrain.errors import BadDataError, ConfigError, exit_with
-from ttepretrain.files import replacing, write_json
+from ttepretrain.files import replacing, sha256_of, write_json
 from ttepretrain.lock import folder_lock
 from ttepretrain.training.signals import StopSignals
 
@@ -43,11 +43,8 @@ def main(arguments: list[str]) -> None:
 
 def pretrain(config: RunConfig, ranks, signals: StopSignals) -> None:
     """Train to the end in the arm's folder, or go on there. Collective."""
-    import torch
-
+    from jobs.objectives import objective_of
     from ttepretrain.export import refuse_small_counts
-    from ttepretrain.models.model import build_model
-    from ttepretrain.survival.prefit import bias_table
     from ttepretrain.training.precision import choose_precision
     from ttepretrain.training.trainer import Trainer
 
@@ -56,14 +53,14 @@ def pretrain(config: RunConfig, ranks, signals: StopSignals) -> None:
         ranks.first(lambda: held.enter_context(_locked(folder)))
         train, tuning = open_studies(config)
         refuse_small_counts(train.tasks, config.ehr.min_patients)  # now, not when the first epoch has been paid for
-        bias_TK = torch.from_numpy(bias_table(train.labels, train.tasks))
-        model = build_model(config.model, train.spec, bias_TK, config.train.seed).to(ranks.device)
+        objective = objective_of(config, train)
+        model = objective.model.to(ranks.device)
         # One rank decides: another kind of CPU among them must not split the run.
         precision = ranks.first(
             lambda: choose_precision(config.train.precision, model, train.spec.shape_DHW, ranks.device)
         )
         supply = supply_of(config, train, tuning, ranks, precision)
-        trainer = Trainer(folder, model, train.tasks, config.train, supply, ranks, precision, signals)
+        trainer = Trainer(folder, objective, config.train, supply, ranks, precision, signals)
         trainer.resume()
         if not trainer.finished:
             ranks.first(lambda: write_records(folder, config, train, tuning, trainer))
@@ -99,7 +96,7 @@ def supply_of(config: RunConfig, train, tuning, ranks, precision: str):
     from ttepretrain.training.trainer import Supply
 
     settings = config.train
-    share = {"rank": ranks.rank, "world": ranks.world}
+    share = {"rank": ranks.rank, "world": ranks.world, "device": ranks.device}
     said = {
         "synthetic": config.synthetic,
         "arm": settings.arm,
@@ -114,7 +111,7 @@ def supply_of(config: RunConfig, train, tuning, ranks, precision: str):
     def export(folder: Path, model, facts: dict) -> None:
         write_export(
             folder, model, config.model, train.spec, train.tasks, said | facts,
-            min_patients=config.ehr.min_patients, descriptions=config.export.descriptions,
+            min_patients=config.ehr.min_patients, descriptions=config.export.descriptions, arm=settings.arm,
         )  # fmt: skip
 
     return Supply(
@@ -132,7 +129,7 @@ def supply_of(config: RunConfig, train, tuning, ranks, precision: str):
 def identity_of(config: RunConfig, train, precision: str) -> dict[str, object]:
     """Flat and JSON-like: compared with the checkpoint's, key by key."""
     tasks = train.tasks
-    values = {f"model.{key}": value for key, value in dataclasses.asdict(config.model).items()}
+    values = {f"model.{key}": value for key, value in config.model.identity().items()}
     values |= {f"volume.{key}": value for key, value in train.spec.to_json().items()}
     values |= {f"train.{key}": getattr(config.train, key) for key in DECISIVE}
     values |= {
@@ -143,6 +140,8 @@ def identity_of(config: RunConfig, train, precision: str) -> dict[str, object]:
         "tasks.recurrence": tasks.recurrence,
         "data.fingerprint": train.fingerprint,
     }
+    if config.train.arm == "mtl":
+        values["data.phenotypes"] = sha256_of(train.folder / "phenotypes.parquet")
     return values
 
 
@@ -152,7 +151,7 @@ def write_records(folder: Path, config: RunConfig, train, tuning, trainer) -> No
     import pyarrow.parquet as parquet
 
     with replacing(folder / "config.yaml") as temporary:
-        dump_config(config, temporary)
+        dump_config(without_input_paths(config), temporary)
     record = provenance(PACKAGES) | {
         "started": now(),
         "resumed_from_step": trainer.state.step or None,

@@ -1,6 +1,6 @@
 """Batch: the tensors one training step consumes.
 
-B studies, D H W slices rows columns, N observed events of the batch, M history entries of the batch.
+B studies, D H W slices rows columns, N observed events of the batch, M history entries, V codes of the visits.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ class Batch:
     event_days_N: Tensor  # float32, blackout < days <= censor
     history_row_M: Tensor  # int64
     history_task_M: Tensor  # int64; a (row, task) pair occurs at most once
+    visit_row_V: Tensor  # int64
+    visit_task_V: Tensor  # int64: tasks coded in the scan's own visit
 
     @classmethod
     def collate(cls, volume_BDHW: Tensor, study_rank_B: Tensor, labels: LabelTable) -> Batch:
@@ -36,6 +38,8 @@ class Batch:
             event_days_N=torch.as_tensor(labels.event_days, dtype=torch.float32),
             history_row_M=torch.as_tensor(labels.history.row, dtype=torch.int64),
             history_task_M=torch.as_tensor(labels.history.index, dtype=torch.int64),
+            visit_row_V=torch.as_tensor(labels.visit.row, dtype=torch.int64),
+            visit_task_V=torch.as_tensor(labels.visit.index, dtype=torch.int64),
         )
 
     def to(self, device: torch.device | str) -> Batch:

@@ -13,32 +13,36 @@ from torch import Tensor
 
 import ttepretrain
 from ttepretrain.embedder import Embedder
-from ttepretrain.errors import IntegrityError, LeakageError
+from ttepretrain.errors import ConfigError, IntegrityError, LeakageError
 from ttepretrain.export_folder import CHECKED, SCHEMA_VERSION, previous_of, read_export, read_weights
 from ttepretrain.files import sha256_of, sync, write_json
 from ttepretrain.model_card import model_card
 from ttepretrain.models.config import ModelConfig
-from ttepretrain.models.model import TTEModel, build_model
+from ttepretrain.models.encoder import build_encoder
+from ttepretrain.models.model import ScanModel, TTEModel, build_model
 from ttepretrain.models.weights import load_strict, refuse_not_finite
 from ttepretrain.tasks import TaskSet
 from ttepretrain.volume.spec import PREPROCESS_VERSION, VolumeSpec
 
 # Free to redistribute with their texts. SNOMED CT, CPT-4 and the like are licensed, local texts may name people.
 OPEN_VOCABULARIES = frozenset({"ICD9CM", "ICD9Proc", "ICD10CM", "ICD10PCS", "LOINC", "RxNorm", "CVX"})
+ENCODER = "encoder."  # prefix of its weights
 
 
 def write_export(
     folder: Path,
-    model: TTEModel,
+    model: ScanModel,
     model_config: ModelConfig,
     spec: VolumeSpec,
     tasks: TaskSet,
     provenance: dict,
     min_patients: int,
     descriptions: bool = False,
+    arm: str = "tte",
 ) -> None:
     """Replace `folder` by an export of the model. `provenance` goes out as it is and has a bool `synthetic`.
 
+    Of an `arm` other than tte only the encoder goes out.
     Raises LeakageError when a task rests on fewer than `min_patients` train subjects.
     """
     refuse_small_counts(tasks, min_patients)
@@ -48,11 +52,12 @@ def write_export(
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     # Not save_file: its files are readable by their owner alone, whatever the umask.
-    (new / "model.safetensors").write_bytes(save(_weights_of(model), metadata={"format": "pt"}))
+    (new / "model.safetensors").write_bytes(save(_weights_of(model, arm), metadata={"format": "pt"}))
     config = {
         "schema_version": SCHEMA_VERSION,
-        # `init` may be a private path; what matters later is whether there was one.
-        "model": dataclasses.asdict(model_config) | {"init": "random" if model_config.init == "random" else "export"},
+        "arm": arm,
+        # `init` may hold a private path; what matters later is its kind.
+        "model": dataclasses.asdict(model_config) | {"init": model_config.init_kind},
         "feature_dim": model.encoder.feature_dim,
         "volume": spec.to_json(),
         "provenance": provenance,
@@ -61,7 +66,7 @@ def write_export(
     write_json(new / "config.json", config)
     _publishable(tasks, descriptions or provenance["synthetic"]).save(new / "tasks.json")
     write_json(new / "manifest.json", {"sha256": {name: sha256_of(new / name) for name in CHECKED}})
-    card = model_card(model_config, model.encoder.feature_dim, spec, tasks, provenance["synthetic"])
+    card = model_card(model_config, model.encoder.feature_dim, spec, tasks, provenance["synthetic"], arm)
     (new / "README.md").write_text(card)
     for path in [*new.iterdir(), new]:
         sync(path)
@@ -79,8 +84,13 @@ def refuse_small_counts(tasks: TaskSet, min_patients: int) -> None:
 
 
 def load_model(folder: Path | str) -> TTEModel:
-    """The exported model in eval mode, bit for bit. Raises IntegrityError unless every weight matches."""
+    """The exported model in eval mode, bit for bit. Raises IntegrityError unless every weight matches.
+
+    Raises ConfigError for an export of an arm without hazards.
+    """
     export = read_export(Path(folder))
+    if export.arm != "tte":
+        raise ConfigError(f"{folder} is an export of arm {export.arm}: an encoder without hazards; use load_encoder")
     bias_TK = torch.zeros(export.tasks.num_bins, export.tasks.num_tasks)
     model = build_model(export.model, export.spec, bias_TK, seed=0)
     load_strict(model, read_weights(export), str(export.folder))
@@ -95,13 +105,19 @@ def load_encoder(folder: Path | str, device: str = "cpu") -> Embedder:
             f"{export.folder} was trained on preprocessing version {export.preprocess_version}, this release has "
             f"{PREPROCESS_VERSION}; use ttepretrain {export.versions['ttepretrain']}"
         )
-    return Embedder(load_model(folder).encoder, export.spec, device)
+    if export.arm == "tte":
+        return Embedder(load_model(folder).encoder, export.spec, device)
+    encoder = build_encoder(export.model, export.spec.num_channels, seed=0, spacing_mm=export.spec.spacing_mm)
+    weights = {name.removeprefix(ENCODER): tensor for name, tensor in read_weights(export).items()}
+    load_strict(encoder, weights, str(export.folder))
+    return Embedder(encoder, export.spec, device)
 
 
-def _weights_of(model: TTEModel) -> dict[str, Tensor]:
+def _weights_of(model: ScanModel, arm: str) -> dict[str, Tensor]:
     weights = {
         name: (tensor.float() if tensor.is_floating_point() else tensor).detach().cpu().contiguous().clone()
         for name, tensor in model.state_dict().items()
+        if arm == "tte" or name.startswith(ENCODER)
     }
     refuse_not_finite(weights, "the model")
     return weights

@@ -1,8 +1,8 @@
 """What an export folder holds, read only when every checksum holds. No file in it can run code.
 
 export/
-  model.safetensors   all weights, fp32
-  config.json         encoder, head, volume spec, provenance, versions
+  model.safetensors   all weights, fp32; of an arm other than tte the encoder's alone
+  config.json         arm, encoder, head, volume spec, provenance, versions
   tasks.json          TaskSet; descriptions of open vocabularies only, unless asked for
   manifest.json       sha256 of the three files above
   README.md           model card; not in the manifest, for the publisher completes it
@@ -34,6 +34,7 @@ class Export:
     """What a verified export says about itself."""
 
     folder: Path
+    arm: str  # what it was trained on (train.arm)
     model: ModelConfig  # init is always random here: the weights are in the folder
     feature_dim: int
     spec: VolumeSpec
@@ -63,6 +64,7 @@ def read_export(folder: Path) -> Export:
             )
         return Export(
             folder=folder,
+            arm=config.get("arm", "tte"),
             model=ModelConfig(**config["model"] | {"init": "random"}),
             feature_dim=config["feature_dim"],
             spec=VolumeSpec.from_json(config["volume"]),

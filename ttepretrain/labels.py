@@ -22,6 +22,11 @@ class Ragged:
     offset: np.ndarray  # int64 [N + 1]
     index: np.ndarray  # int32 [offset[-1]]
 
+    @classmethod
+    def of_mask(cls, mask_NK: np.ndarray) -> Ragged:
+        """The columns that are true, row by row."""
+        return cls(np.concatenate([[0], np.cumsum(mask_NK.sum(1))]), np.nonzero(mask_NK)[1].astype(np.int32))
+
     @property
     def row(self) -> np.ndarray:
         """Row number of every entry, int64 [offset[-1]]."""
@@ -46,6 +51,7 @@ class LabelTable:
     events: Ragged  # task of every observed event (blackout < T <= censor)
     event_days: np.ndarray  # float64, aligned with events.index
     history: Ragged  # tasks with any event at or before t0 + blackout
+    visit: Ragged  # tasks coded in the scan's own visit
 
     def __len__(self) -> int:
         return len(self.censor_days)
@@ -57,6 +63,7 @@ class LabelTable:
             self.events.take(rows),
             self.event_days[self.events.entries(rows)],
             self.history.take(rows),
+            self.visit.take(rows),
         )
 
     @classmethod
@@ -64,16 +71,17 @@ class LabelTable:
         """Table of `labels.parquet` and its id columns (study_id, subject_id, split), row for row."""
         import pyarrow.parquet as parquet
 
-        columns = ["study_id", "subject_id", "split", "censor_days", "task_index", "event_days", "history_index"]
-        table = parquet.read_table(path, columns=columns).combine_chunks()
-        tasks, days, history = (_lists(table[name]) for name in ("task_index", "event_days", "history_index"))
+        ids, lists = ["study_id", "subject_id", "split"], ["task_index", "event_days", "history_index", "visit_index"]
+        table = parquet.read_table(path, columns=[*ids, "censor_days", *lists]).combine_chunks()
+        tasks, days, history, visit = (_lists(table[name]) for name in lists)
         labels = cls(
             table["censor_days"].to_numpy(),
             Ragged(tasks[0], tasks[1].astype(np.int32)),
             days[1].astype(np.float64),
             Ragged(history[0], history[1].astype(np.int32)),
+            Ragged(visit[0], visit[1].astype(np.int32)),
         )
-        return labels, {name: table[name].to_numpy(zero_copy_only=False) for name in columns[:3]}
+        return labels, {name: table[name].to_numpy(zero_copy_only=False) for name in ids}
 
 
 def _lists(column) -> tuple[np.ndarray, np.ndarray]:

@@ -16,10 +16,9 @@ tags:
 - survival-analysis
 - time-to-event
 ---
-# {encoder}, pretrained on time-to-event supervision
+# {encoder}, pretrained on {supervision}
 {synthetic}
-A 3D CT encoder and the head that trained it: for {num_tasks} codes of health records, the hazard of the first
-occurrence after the scan in {num_bins} time bins.
+{content}
 
 | | |
 |---|---|
@@ -41,7 +40,8 @@ features = encoder.embed(["scan.nii.gz", "dicom_folder"])  # reads, orients, res
 
 or `ttepretrain embed this/folder scans/ -o embeddings.parquet`.
 
-`tasks.json` lists the codes with prevalence, events and rate in the training data; `manifest.json` has the checksums.
+`tasks.json` lists the codes{prepared} with prevalence, events and rate in the training data; `manifest.json` has the
+checksums.
 
 ## Limits
 
@@ -59,14 +59,30 @@ SYNTHETIC = """
 """
 
 
-def model_card(config: ModelConfig, feature_dim: int, spec: VolumeSpec, tasks: TaskSet, synthetic: bool) -> str:
+TTE = """\
+A 3D CT encoder and the head that trained it: for {num_tasks} codes of health records, the hazard of the first
+occurrence after the scan in {num_bins} time bins."""
+
+SUPERVISION = {
+    "tte": "time-to-event supervision",
+    "visit": "the codes of the scan's own visit",
+    "mtl": "clinical phenotypes",
+    "ssl": "masked reconstruction",
+}
+
+
+def model_card(
+    config: ModelConfig, feature_dim: int, spec: VolumeSpec, tasks: TaskSet, synthetic: bool, arm: str
+) -> str:
+    content = TTE.format(num_tasks=tasks.num_tasks, num_bins=tasks.num_bins)
     return CARD.format(
+        supervision=SUPERVISION[arm],
+        content=content if arm == "tte" else f"A 3D CT encoder alone; what trained it (arm `{arm}`) stayed behind.",
+        prepared="" if arm in ("tte", "visit") else ", which took no part in the training,",
         encoder=config.encoder,
         norm=config.norm,
         feature_dim=feature_dim,
         synthetic=SYNTHETIC if synthetic else "",
-        num_tasks=tasks.num_tasks,
-        num_bins=tasks.num_bins,
         edges=", ".join(f"{edge:g}" for edge in tasks.bin_edges_days),
         blackout=tasks.blackout_days,
         recurrence=tasks.recurrence,

@@ -20,7 +20,11 @@ from ttepretrain.volume.spec import LUNG, SOFT_TISSUE, VolumeSpec
 
 if TYPE_CHECKING:
     from ttepretrain.batch import Batch
+    from ttepretrain.models.encoder import Encoder
     from ttepretrain.models.model import TTEModel
+    from ttepretrain.phenotypes import PhenotypeTable
+
+TINY_WINDOW = (0.0, 2000.0)
 
 
 def random_task_set(
@@ -54,7 +58,7 @@ def random_labels(
     """Ragged labels that hit the corners: a row without events, events on bin edges, an event at the censoring time."""
     low, finite = tasks.blackout_days, [edge for edge in tasks.bin_edges_days[1:-1] if edge > tasks.blackout_days]
     censor_days = low + rng.uniform(0.5, 1000, num_rows)
-    event_tasks, event_days, history = [], [], []
+    event_tasks, event_days, history, visit = [], [], [], []
     for row in range(num_rows):
         chosen = np.flatnonzero(rng.random(tasks.num_tasks) < (0 if row == 0 else event_share))
         days = low + (censor_days[row] - low) * (1 - rng.random(len(chosen)))
@@ -65,7 +69,23 @@ def random_labels(
         event_tasks.append(chosen)
         event_days.append(days)
         history.append(np.flatnonzero(rng.random(tasks.num_tasks) < history_share))
-    return LabelTable(censor_days, _ragged(event_tasks), np.concatenate(event_days), _ragged(history))
+        visit.append(history[-1][::2])
+    return LabelTable(censor_days, _ragged(event_tasks), np.concatenate(event_days), _ragged(history), _ragged(visit))
+
+
+def random_phenotypes(rng: np.random.Generator, labels: LabelTable, blackout_days: float) -> PhenotypeTable:
+    """Two yes-or-no outcomes and two as time to event for the rows of `labels`, with unknown answers and history."""
+    from ttepretrain.phenotypes import PhenotypeTable
+
+    rows = len(labels)
+    label_RQ = rng.integers(0, 2, (rows, 2)).astype(np.float32)
+    label_RQ[rng.random((rows, 2)) < 0.2] = np.nan
+    event_RP, at_risk_RP = rng.random((rows, 2)) < 0.5, rng.random((rows, 2)) < 0.9
+    share_RP = np.where(event_RP, rng.uniform(0.05, 1, (rows, 2)), 1)
+    days_RP = blackout_days + (labels.censor_days[:, None] - blackout_days) * share_RP
+    days_RP[~at_risk_RP] = np.nan
+    names = np.array(["seen", "died within 30 days"]), np.array(["edema", "mortality"])
+    return PhenotypeTable(names[0], label_RQ, names[1], days_RP, event_RP & at_risk_RP, labels.censor_days)
 
 
 def random_batch(rng: np.random.Generator, labels: LabelTable, shape_DHW: tuple[int, int, int] = (9, 10, 11)) -> Batch:
@@ -97,13 +117,23 @@ def write_tiny_export(folder: Path, seed: int = 0, tasks: TaskSet | None = None)
 
 
 def tiny_model(bias_TK: np.ndarray, width: int = 6, seed: int = 0) -> TTEModel:
-    """TTEModel of one window with two small convolutions: a few hundred weights besides the table."""
+    """TTEModel of TINY_WINDOW with `tiny_encoder`: a few hundred weights besides the table."""
+    import torch
+
+    from ttepretrain.models.head import PiecewiseExponentialHead
+    from ttepretrain.models.model import TTEModel
+
+    encoder = tiny_encoder(width, seed)
+    head = PiecewiseExponentialHead(encoder.feature_dim, width, torch.from_numpy(bias_TK), seed)
+    return TTEModel(encoder, head, (TINY_WINDOW,))
+
+
+def tiny_encoder(width: int = 6, seed: int = 0) -> Encoder:
+    """Two small convolutions of one window."""
     import torch
     from torch import nn
 
     from ttepretrain.models.encoder import Encoder
-    from ttepretrain.models.head import PiecewiseExponentialHead
-    from ttepretrain.models.model import TTEModel
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -114,10 +144,7 @@ def tiny_model(bias_TK: np.ndarray, width: int = 6, seed: int = 0) -> TTEModel:
             nn.Conv3d(width, 2 * width, 3),
             nn.ReLU(),
         )
-    encoder = Encoder(trunk, 2 * width, min_voxels=1, freeze_statistics=False)
-    return TTEModel(
-        encoder, PiecewiseExponentialHead(2 * width, width, torch.from_numpy(bias_TK), seed), ((0.0, 2000.0),)
-    )
+    return Encoder(trunk, 2 * width, min_voxels=1, freeze_statistics=False)
 
 
 @dataclass

@@ -43,7 +43,7 @@ def write_report(config: RunConfig) -> Path:
         _prognosis(held_out),
         _binary(held_out),
         _training(config),
-        _tasks(config.pretrain_folder(TRAINED) / "export" / "tasks.json"),
+        _tasks(config.trained_folders[0] / "export" / "tasks.json"),
         _flow(summary),
         _montage(config),
         _method(config),
@@ -124,7 +124,7 @@ def _binary(rows: Sequence[Metric]) -> str:
 def _training(config: RunConfig) -> str:
     records = [
         json.loads(line)
-        for line in (config.pretrain_folder(TRAINED) / "metrics.jsonl").read_text().splitlines()
+        for line in (config.trained_folders[0] / "metrics.jsonl").read_text().splitlines()
         if line.strip()
     ]
     steps = max((r["step"] for r in records), default=0)

@@ -101,6 +101,7 @@ def write_prepared(folder, signal, outcome_signal):
             task_index=pl.Series([[0]] * N, dtype=pl.List(pl.Int32)),
             event_days=pl.Series([[20.0]] * N, dtype=pl.List(pl.Float64)),
             history_index=pl.Series([[]] * N, dtype=pl.List(pl.Int32)),
+            visit_index=pl.Series([[]] * N, dtype=pl.List(pl.Int32)),
         ),
         folder / "labels.parquet",
     )
@@ -247,6 +248,20 @@ def test_base_random_is_the_encoder_the_run_started_from(run):
     assert all(torch.equal(start[name], ours[name]) for name in start)
     other = build_encoder(config.model, SPEC.num_channels, seed=8).state_dict()
     assert not all(torch.equal(start[name], other[name]) for name in start)
+
+
+def test_every_trained_arm_can_be_compared(run, tmp_path):
+    """Its encoder is its own export's; one that is not trained yet is asked for by name."""
+    path, config = run
+    model = build_model(config.model, SPEC, torch.zeros(4, 6), seed=11)
+    tasks = PreparedStudies.open(config.prepared_folder, "train").tasks
+    export = tmp_path / "visit" / "export"
+    write_export(export, model, config.model, SPEC, tasks, {"synthetic": True}, min_patients=3, arm="visit")
+    arm = embedding.open_arm("visit", export.parent, SPEC, "cpu")
+    expected = model.encoder.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in arm.embedder.encoder.state_dict().items())
+    with pytest.raises(ConfigError, match="make pretrain ARM=ssl"):
+        evaluation.main([str(path), "eval.arms=[tte,ssl]"])
 
 
 def test_a_second_run_embeds_nothing_again_and_writes_the_same(run, monkeypatch):

@@ -22,7 +22,9 @@ from data.prepare import PreparedVolume
 from data.prepared import volume_table, write_manifest
 from data.tables import write_parquet
 from jobs.pretrain import main
+from ttepretrain import load_encoder, load_model
 from ttepretrain.errors import ConfigError, IntegrityError, Interrupted
+from ttepretrain.export_folder import read_export, read_weights
 from ttepretrain.files import sha256_of
 from ttepretrain.lock import folder_lock
 from ttepretrain.testing import random_labels, random_task_set, run_distributed, run_ranks
@@ -60,8 +62,16 @@ def write_prepared(folder: Path) -> None:
         "task_index": pl.Series([row.events.index.tolist() for row in one], dtype=pl.List(pl.Int32)),
         "event_days": pl.Series([row.event_days.tolist() for row in one], dtype=pl.List(pl.Float64)),
         "history_index": pl.Series([row.history.index.tolist() for row in one], dtype=pl.List(pl.Int32)),
+        "visit_index": pl.Series([row.visit.index.tolist() for row in one], dtype=pl.List(pl.Int32)),
     }
     write_parquet(pl.DataFrame(labels), folder / "labels.parquet")
+    outcome = {"study_id": ids, "phenotype": "edema", "kind": "prognosis"}
+    happened = [n % 3 == 0 for n in range(num)]
+    days = [1 + (days - 1) / 2 if h else days for days, h in zip(table.censor_days, happened)]
+    outcome |= {"label": [None if n % 5 == 0 else n % 2 == 0 for n in range(num)], "event": happened, "time_days": days}
+    frame = pl.DataFrame(outcome)
+    horizons = [frame.with_columns(horizon_days=pl.lit(h, pl.Float64)) for h in (30.0, None)]
+    write_parquet(pl.concat(horizons), folder / "phenotypes.parquet")
     volumes = []
     for n in range(num):
         hu_DHW = rng.integers(-1024, 1500, SPEC.shape_DHW).astype(np.int16)
@@ -95,8 +105,8 @@ def arguments(prepared, tmp_path) -> list[str]:
     return [str(config), f"paths.root={tmp_path / 'runs'}"]
 
 
-def arm(arguments: list[str]) -> Path:
-    return Path(arguments[1].partition("=")[2]) / "small" / "pretrain" / "tte"
+def arm(arguments: list[str], name: str = "tte") -> Path:
+    return Path(arguments[1].partition("=")[2]) / "small" / "pretrain" / name
 
 
 def tuning_losses(arguments: list[str]) -> list[float]:
@@ -159,11 +169,11 @@ def test_second_start_says_that_it_is_finished(finished):
     assert sha256_of(arm(finished) / "metrics.jsonl") == before
 
 
-def interrupted_after(rows: int, arguments: list[str]) -> None:
+def interrupted_after(rows: int, arguments: list[str], name: str = "tte") -> None:
     """The job, with a SIGTERM of its scheduler once the log has so many rows."""
 
     def watch() -> None:
-        log = arm(arguments) / "metrics.jsonl"
+        log = arm(arguments, name) / "metrics.jsonl"
         while not log.exists() or log.read_text().count("\n") < rows:
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -185,6 +195,25 @@ def test_interrupted_job_goes_on_to_the_same_weights(finished, arguments):
 def test_two_processes_give_the_losses_of_one(finished, arguments):
     run_distributed(main, 2, [*arguments, "train.max_steps=4"])
     assert tuning_losses(arguments) == pytest.approx(tuning_losses(finished)[:3], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["visit", "mtl", "ssl"])
+def test_every_arm_leaves_an_encoder_in_its_own_folder(name, arguments):
+    """Resumed half-way; an encoder that loads, no hazards that would."""
+    with pytest.raises(Interrupted):
+        run_distributed(interrupted_after, 1, 3, [*arguments, f"train.arm={name}"], name)
+    run_distributed(main, 1, [*arguments, f"train.arm={name}"])
+    folder = arm(arguments, name)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row["loss"] is not None] == list(range(1, 9))
+    assert len([row for row in rows if row["loss_tuning"] is not None]) == 3
+    for export in ("export", "export-last"):
+        assert read_export(folder / export).arm == name
+        assert all(key.startswith("encoder.") for key in read_weights(read_export(folder / export)))
+        assert load_encoder(folder / export).feature_dim == 512
+        with pytest.raises(ConfigError, match=f"is an export of arm {name}: an encoder without hazards"):
+            load_model(folder / export)
+    assert not arm(arguments).exists()
 
 
 def test_folder_in_use_is_left_alone(arguments):

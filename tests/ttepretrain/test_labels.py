@@ -11,11 +11,11 @@ import torch
 from ttepretrain.labels import LabelTable, Ragged
 from ttepretrain.testing import random_batch
 
-ROWS = [  # study, subject, split, censor, {task: days}, history
-    ("b", 7, "train", 730.5, {0: 41.25, 5: 1.0 + 1e-6}, [1, 5]),
-    ("c", 7, "train", 9.0, {}, []),
-    ("a", 2**40, "held_out", 100.0, {3: 100.0}, [0]),
-    ("d", 1, "tuning", 55.0, {}, [2, 3, 4]),
+ROWS = [  # study, subject, split, censor, {task: days}, history, visit
+    ("b", 7, "train", 730.5, {0: 41.25, 5: 1.0 + 1e-6}, [1, 5], [1]),
+    ("c", 7, "train", 9.0, {}, [], []),
+    ("a", 2**40, "held_out", 100.0, {3: 100.0}, [0], []),
+    ("d", 1, "tuning", 55.0, {}, [2, 3, 4], [3, 4]),
 ]
 
 
@@ -37,7 +37,7 @@ def path(request, tmp_path):
             "task_index": pa.array([list(row[4]) for row in ROWS], list_of(pa.int32())),
             "event_days": pa.array([list(row[4].values()) for row in ROWS], list_of(pa.float64())),
             "history_index": pa.array([row[5] for row in ROWS], list_of(pa.int32())),
-            "visit_index": pa.array([[]] * 4, list_of(pa.int32())),
+            "visit_index": pa.array([row[6] for row in ROWS], list_of(pa.int32())),
         }
     )
     parquet.write_table(table, tmp_path / "labels.parquet", row_group_size=2 if "two" in request.param else None)
@@ -52,6 +52,7 @@ def test_reading_gives_the_rows_in_float64(path):
     assert lists(labels.events) == [[0, 5], [], [3], []]
     assert labels.event_days.tolist() == [41.25, 1.0 + 1e-6, 100.0]
     assert lists(labels.history) == [[1, 5], [], [0], [2, 3, 4]]
+    assert lists(labels.visit) == [[1], [], [], [3, 4]]
     assert ids["study_id"].tolist() == ["b", "c", "a", "d"]
     assert ids["subject_id"].tolist() == [7, 7, 2**40, 1]
     assert ids["split"].tolist() == ["train", "train", "held_out", "tuning"]
@@ -65,6 +66,7 @@ def test_taking_rows_in_any_order_takes_their_lists_along(path, rows):
     assert lists(taken.events) == [list(ROWS[row][4]) for row in rows]
     assert taken.event_days.tolist() == [days for row in rows for days in ROWS[row][4].values()]
     assert lists(taken.history) == [ROWS[row][5] for row in rows]
+    assert lists(taken.visit) == [ROWS[row][6] for row in rows]
 
 
 def test_a_table_without_rows_reads_as_one(path):
@@ -83,5 +85,6 @@ def test_a_batch_names_row_and_task_of_every_entry(path):
     assert batch.event_days_N.dtype == torch.float32
     assert batch.event_days_N.tolist() == pytest.approx([100.0, 41.25, 1.0])
     assert list(zip(batch.history_row_M.tolist(), batch.history_task_M.tolist())) == [(0, 0), (1, 1), (1, 5)]
+    assert list(zip(batch.visit_row_V.tolist(), batch.visit_task_V.tolist())) == [(1, 1)]
     moved = batch.to("meta")
     assert {getattr(moved, name).device.type for name in moved.__dataclass_fields__} == {"meta"}

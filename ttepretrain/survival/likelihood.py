@@ -38,24 +38,25 @@ def nll_sum(
         exposure_NT = exposure_days(event_days_N, edges, blackout_days)
         # right=False puts an event on an edge into the bin that ends there.
         bin_N = torch.searchsorted(edges, event_days_N) - 1
-        event_NT = torch.nn.functional.one_hot(bin_N, num_bins).to(z_BTK.dtype)
+        event_N = torch.ones_like(event_days_N)
 
-        event_N = batch.event_row_N * num_tasks + batch.event_task_N
-        left_out_M = batch.history_row_M * num_tasks + batch.history_task_M
+        left_out_row_M, left_out_task_M = batch.history_row_M[:0], batch.history_task_M[:0]
         if recurrence == "incident":
-            counts_N = ~torch.isin(event_N, left_out_M)  # a mask, not a selection: no wait for the device
-            exposure_NT, event_NT = exposure_NT * counts_N[:, None], event_NT * counts_N[:, None]
-        else:
-            left_out_M = left_out_M[:0]
+            left_out_row_M, left_out_task_M = batch.history_row_M, batch.history_task_M
+            pair_N = batch.event_row_N * num_tasks + batch.event_task_N
+            # a mask, not a selection: no wait for the device
+            event_N = (~torch.isin(pair_N, left_out_row_M * num_tasks + left_out_task_M)).to(z_BTK.dtype)
+            exposure_NT = exposure_NT * event_N[:, None]
         nll = _PiecewiseExponential.apply(
             z_BTK.contiguous(),
             exposure_BT,
-            _positions(event_N, num_bins, num_tasks),
+            _positions(batch.event_row_N, batch.event_task_N, num_bins, num_tasks),
             exposure_NT,
-            event_NT,
-            _positions(left_out_M, num_bins, num_tasks),
+            bin_N,
+            event_N,
+            _positions(left_out_row_M, left_out_task_M, num_bins, num_tasks),
         )
-    cells = torch.tensor(num_bins * (num_rows * num_tasks - len(left_out_M)), device=z_BTK.device)
+    cells = torch.tensor(num_bins * (num_rows * num_tasks - len(left_out_row_M)), device=z_BTK.device)
     return nll, cells
 
 
@@ -65,31 +66,33 @@ def exposure_days(end_days_N: Tensor, bin_edges_days: Tensor, blackout_days: flo
     return (torch.minimum(end_days_N[:, None], high_T) - low_T).clamp(min=0)
 
 
-def _positions(pair_N: Tensor, num_bins: int, num_tasks: int) -> Tensor:
-    """Where the T bins of the pairs `row * K + task` lie in a flat [B, T, K] tensor: [N, T]."""
-    row_N, task_N = pair_N // num_tasks, pair_N % num_tasks
-    bins_T = torch.arange(num_bins, device=pair_N.device)
-    return (row_N[:, None] * num_bins + bins_T) * num_tasks + task_N[:, None]
+def _positions(row_N: Tensor, task_N: Tensor, num_bins: int, num_tasks: int) -> Tensor:
+    """Where the T bins of the pairs lie in a flat [B, T, K] tensor: [N T], pair after pair."""
+    first_N = row_N * (num_bins * num_tasks) + task_N
+    return (first_N[:, None] + num_tasks * torch.arange(num_bins, device=row_N.device)).view(-1)
 
 
 class _PiecewiseExponential(torch.autograd.Function):
-    """A row's exposure is the same for every task without an event, so the only [B, T, K] tensor besides z is exp(z):
-    exponentiated once, turned into dz in place. Pairs with an event or left out are cut from it and added one by one.
+    """A row's exposure is the same for every task without an event, so the only [B, T, K] tensor besides z is
+    x exp(z): exponentiated once, pairs with an event replaced by their own, pairs left out by zero. It is dz but for
+    the events' -1.
     """
 
     @staticmethod
-    def forward(ctx, z_BTK, exposure_BT, at_event_NT, exposure_NT, event_NT, at_left_out_MT):
-        z_NT = z_BTK.view(-1)[at_event_NT]
-        hazard_NT, hazard_BTK = z_NT.exp(), z_BTK.exp()
-        hazard_BTK.view(-1)[at_event_NT] = 0
-        hazard_BTK.view(-1)[at_left_out_MT] = 0
-        ctx.save_for_backward(hazard_BTK, exposure_BT, at_event_NT, hazard_NT * exposure_NT - event_NT)
-        return (hazard_BTK.sum(2) * exposure_BT).sum() + (hazard_NT * exposure_NT).sum() - (z_NT * event_NT).sum()
+    def forward(ctx, z_BTK, exposure_BT, at_event, exposure_NT, bin_N, event_N, at_left_out):
+        # Flat index_select, scatter_ and index_fill_: a third of the time of z[at] and z[at] = v.
+        z_NT = z_BTK.view(-1).index_select(0, at_event).view_as(exposure_NT)
+        risk_NT, risk_BTK = z_NT.exp() * exposure_NT, z_BTK.exp().mul_(exposure_BT[:, :, None])
+        risk = risk_BTK.view(-1)
+        risk.scatter_(0, at_event, risk_NT.view(-1)).index_fill_(0, at_left_out, 0)
+        own_N, z_N, risk_N = (part.gather(1, bin_N[:, None])[:, 0] for part in (at_event.view_as(z_NT), z_NT, risk_NT))
+        nll = risk_BTK.sum(2).sum() - z_N @ event_N
+        risk.scatter_(0, own_N, risk_N - event_N)
+        ctx.save_for_backward(risk_BTK)
+        return nll
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_nll):
-        hazard_BTK, exposure_BT, at_event_NT, dz_NT = ctx.saved_tensors
-        dz_BTK = hazard_BTK.mul_((exposure_BT * grad_nll)[:, :, None])
-        dz_BTK.view(-1)[at_event_NT] = dz_NT * grad_nll
-        return dz_BTK, None, None, None, None, None
+        [dz_BTK] = ctx.saved_tensors
+        return dz_BTK.mul_(grad_nll), None, None, None, None, None, None

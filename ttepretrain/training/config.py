@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 from ttepretrain.config import require, require_choice
 
+ARMS = ("tte", "visit", "mtl", "ssl")  # ttepretrain/training/objectives
+
 
 @dataclass
 class TrainConfig:
-    arm: str = "tte"
+    arm: str = "tte"  # what is learnt (docs/training.md): tte | visit | mtl | ssl
     epochs: int = 20
     max_steps: int | None = None  # stop early after this many steps; None: epochs decide
     batch_size: int = 8  # studies of one optimizer step over all processes
@@ -31,7 +33,7 @@ class TrainConfig:
     allow_change: list[str] | None = None  # keys that may differ from the checkpoint's configuration
 
     def __post_init__(self) -> None:
-        require_choice("train.arm", self.arm, ("tte",))
+        require_choice("train.arm", self.arm, ARMS)
         require_choice("train.precision", self.precision, ("auto", "fp32", "bf16"))
         require(self.epochs >= 1, "train.epochs", self.epochs, "must be at least 1")
         require(self.max_steps is None or self.max_steps >= 1, "train.max_steps", self.max_steps, "must be at least 1")

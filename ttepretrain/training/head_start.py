@@ -15,14 +15,14 @@ with h w of standard deviation s adds |w|^2 D / (2 s^2), for |h|^2 = D after RMS
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from ttepretrain.batch import Batch
 from ttepretrain.errors import NumericsError
-from ttepretrain.models.head import PiecewiseExponentialHead
+from ttepretrain.models.head import FactorisedHead, PiecewiseExponentialHead
 from ttepretrain.training.distributed import Ranks
 
 ITERATIONS = 40  # of L-BFGS; the loss of held-back studies has settled by 25
@@ -51,6 +51,22 @@ def fit_head(
     penalty = hidden_ND.shape[1] / (2 * deviation**2 * count)
     weight_KD = head.project.weight
     weight_KD.data.copy_(_map_estimate(hidden_ND, expected_NK, observed_NK, penalty, count, ranks))
+
+
+@torch.no_grad()
+def standardise_heads(
+    heads: Sequence[FactorisedHead],
+    features: Callable[[Tensor], Tensor],
+    batches: Iterable[Batch],
+    ranks: Ranks,
+) -> None:
+    """The first half of `fit_head` alone, for heads of any output: their last linears stay as they are. Collective."""
+    rows = [torch.empty(0, heads[0].expand.in_features, device=ranks.device)]
+    rows += [features(batch.volume_BDHW.to(ranks.device)).float() for batch in batches if len(batch.study_rank_B)]
+    features_NF = torch.cat(rows)
+    mean_F, std_F, _count = _moments(features_NF[features_NF.isfinite().all(1)], ranks)
+    for head in heads:
+        head.standardise(mean_F, std_F)
 
 
 @torch.no_grad()

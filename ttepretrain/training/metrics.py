@@ -68,8 +68,11 @@ def _parse(line: str) -> MetricsRow | None:
         return None
 
 
-def draw_progress(rows: list[MetricsRow], path: Path) -> None:
-    """Picture of loss and tuning loss over steps, the bias table's loss as a line; nothing without matplotlib."""
+def draw_progress(rows: list[MetricsRow], path: Path, unit: str, reference: str) -> None:
+    """Picture of loss and tuning loss over steps, step 0's as a line; nothing without matplotlib.
+
+    unit: of the loss. reference: what step 0's loss is of.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -86,11 +89,11 @@ def draw_progress(rows: list[MetricsRow], path: Path) -> None:
         left.plot(*zip(*_running_mean(training)), color="tab:blue", label=f"mean of {SMOOTHING_STEPS} steps")
         left.legend()
     if tuning and tuning[0][0] == 0:
-        right.axhline(tuning[0][1], color="grey", linestyle="--", label="bias table alone")
+        right.axhline(tuning[0][1], color="grey", linestyle="--", label=reference)
     if tuning:
         right.plot(*zip(*tuning), color="tab:orange", marker="o", label="after each epoch")
         right.legend()
-    left.set(title="training loss", xlabel="step", ylabel="negative log-likelihood per (study, task, bin)")
+    left.set(title="training loss", xlabel="step", ylabel=unit)
     right.set(title="tuning loss", xlabel="step")
     content = BytesIO()
     figure.savefig(content, format="png", dpi=120)

@@ -20,6 +20,8 @@ class Telemetry:
     def __init__(
         self,
         folder: Path,
+        unit: str,
+        reference: str,
         active: bool,
         step: int,
         evaluated_step: int,
@@ -28,8 +30,8 @@ class Telemetry:
         batch_size: int,
         log_seconds: float,
     ):
-        """Continue what an earlier start of the run has logged up to `step`."""
-        self.folder, self.active = folder, active
+        """Continue what an earlier start of the run has logged up to `step`. unit, reference: of `draw_progress`."""
+        self.folder, self.unit, self.reference, self.active = folder, unit, reference, active
         if active:
             self.drawn_at = time.monotonic()
             self.log = MetricsLog(folder / "metrics.jsonl", step, evaluated_step)
@@ -66,6 +68,6 @@ class Telemetry:
     def _draw(self) -> None:
         self.drawn_at = time.monotonic()
         try:
-            draw_progress(self.log.rows, self.folder / "progress.png")
+            draw_progress(self.log.rows, self.folder / "progress.png", self.unit, self.reference)
         except (OSError, ResourceError) as error:
             print(f"warning: progress.png is not drawn: {error}", file=sys.stderr, flush=True)

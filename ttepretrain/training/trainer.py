@@ -1,12 +1,13 @@
 """Trainer: the spine of pretraining.
 
-    step 0        tuning loss of the bias table alone (the head's last weight is zero); the head is fitted to the
-                  untrained encoder's features; tuning loss again
-    every step    batch -> augment -> log hazards -> likelihood -> one reduction over ranks -> gradients -> update
+    step 0        tuning loss of the reference (the head's last weight is zero: for `tte` the bias table alone); the
+                  head starts from the untrained encoder's features; tuning loss again where that has changed it
+    every step    batch -> augment -> example -> network -> loss -> one reduction over ranks -> gradients -> update
     every epoch   tuning loss; the best so far goes to export/; checkpoint
     the end       export-last/
 
-B batch, D H W slices rows columns, T bins, K tasks. A step consumes one global batch, whatever the number of ranks.
+What is learnt is the objective's (training/objectives). A step consumes one global batch, whatever the number of ranks.
+B batch, D H W slices rows columns.
 """
 
 from __future__ import annotations
@@ -24,13 +25,11 @@ from torch import Tensor, nn
 
 from ttepretrain.batch import Batch
 from ttepretrain.errors import ConfigError, Interrupted, NumericsError
-from ttepretrain.survival.likelihood import nll_sum
-from ttepretrain.tasks import TaskSet
 from ttepretrain.training.checkpoint import CheckpointStore
 from ttepretrain.training.config import TrainConfig
 from ttepretrain.training.distributed import Ranks
-from ttepretrain.training.head_start import fit_head
 from ttepretrain.training.identity import check_identity
+from ttepretrain.training.objectives.base import Objective
 from ttepretrain.training.optim import apply_gradients, refresh_groups, set_learning_rates, start_engine
 from ttepretrain.training.precision import MixedPrecision
 from ttepretrain.training.signals import StopSignals
@@ -67,8 +66,7 @@ class Trainer:
     def __init__(
         self,
         folder: Path,
-        model: nn.Module,
-        tasks: TaskSet,
+        objective: Objective,
         config: TrainConfig,
         supply: Supply,
         ranks: Ranks,
@@ -89,9 +87,8 @@ class Trainer:
         self.total_steps = config.epochs * self.steps_per_epoch
         self.last_step = min(self.total_steps, config.max_steps or self.total_steps)
         self.folder, self.config, self.supply, self.ranks, self.signals = folder, config, supply, ranks, signals
-        self.tasks, self.precision = tasks, precision
-        self.edges_days = torch.tensor(tasks.bin_edges_days, dtype=torch.float32, device=ranks.device)
-        self.model = model.to(ranks.device)
+        self.objective, self.precision = objective, precision
+        self.model = objective.model.to(ranks.device)
         self.network = MixedPrecision(self.model, precision == "bf16")
         self.engine = None  # DeepSpeed's, from `resume` or `begin` on
         self.state = TrainState()
@@ -105,8 +102,9 @@ class Trainer:
                 print(f"already finished at step {self.state.step}; nothing to do")
             return self.state
         self.telemetry = Telemetry(
-            self.folder, self.ranks.rank == 0, self.state.step, self.state.evaluated_step, self.last_step,
-            self.config.epochs, self.config.batch_size, self.config.log_seconds,
+            self.folder, self.objective.unit, self.objective.reference, self.ranks.rank == 0, self.state.step,
+            self.state.evaluated_step, self.last_step, self.config.epochs, self.config.batch_size,
+            self.config.log_seconds,
         )  # fmt: skip
         self.telemetry.say(self.greeting())
         try:
@@ -124,13 +122,10 @@ class Trainer:
     def begin(self) -> None:
         """The reference loss, the head's start, and DeepSpeed around what results."""
         self.evaluate()
-        if self.config.head_fit_studies:
-            self.telemetry.say("fitting the head to the untrained encoder's features")
-            fit_head(
-                self.model.head, self.network.features, self.supply.fit_batches(), self.nll_sum,
-                self.config.head_fit_deviation, self.ranks,
-            )  # fmt: skip
-            self.evaluate()
+        if self.config.head_fit_studies and self.objective.starts_from_features:
+            self.telemetry.say("the head starts from the untrained encoder's features")
+            if self.objective.start(self.network.features, self.supply.fit_batches(), self.ranks):
+                self.evaluate()
         self.engine = start_engine(self.network, self.ranks, self.config)
         self.telemetry.resume_clock()
 
@@ -160,24 +155,24 @@ class Trainer:
         """One update from one global batch: its metrics, whether to stop, whether a checkpoint is due."""
         config, step = self.config, self.state.step
         epoch, position = self.place()
-        seeds_B = augmentation_seeds(config.seed, epoch, batch.study_rank_B)
+        seeds_B = study_seeds(config.seed, epoch, batch.study_rank_B)
         batch = batch.to(self.ranks.device)
         hu_BDHW = augment(batch.volume_BDHW, seeds_B, config.augment) if config.augment else batch.volume_BDHW
 
         self.engine.train()
-        log_hazard_BTK = self.engine(hu_BDHW)
-        nll, cells = self.nll_sum(log_hazard_BTK, batch)
+        given, target = self.objective.example(hu_BDHW, seeds_B, batch)
+        loss_sum, cells = self.objective.loss_sum(self.engine(given), target)
         # One reduction a step carries everything that all ranks must agree on.
-        nll_all, cells_all, stop, save = self.ranks.sum(
-            nll.detach(), cells, self.signals.requested, self.checkpoint_due()
+        loss_all, cells_all, stop, save = self.ranks.sum(
+            loss_sum.detach(), cells, self.signals.requested, self.checkpoint_due()
         )
-        loss = nll_all / max(cells_all, 1)
+        loss = loss_all / max(cells_all, 1)
 
         # DeepSpeed averages gradients over ranks: times world it is the gradient of `loss`. A loss that is not finite
         # on one rank makes every gradient NaN, so that the same guard skips the step on all ranks.
         scale = self.ranks.world / max(cells_all, 1) if math.isfinite(loss) else math.nan
         rate = set_learning_rates(self.engine, step, self.total_steps, config)
-        self.engine.backward(nll * scale)
+        self.engine.backward(loss_sum * scale)
         grad_norm = apply_gradients(self.engine, config.grad_clip)
         if grad_norm is None:
             self.count_bad_step(loss)
@@ -195,15 +190,17 @@ class Trainer:
         """Loss over the whole tuning split, without augmentation; the best so far is exported."""
         network = self.engine or self.network
         network.eval()
-        total_nll = total_cells = 0.0
+        total_loss = total_cells = 0.0
         for batch in self.supply.tuning_batches():
+            seeds_B = study_seeds(self.config.seed, 0, batch.study_rank_B)  # the same examples every time
             batch = batch.to(self.ranks.device)
-            nll, cells = self.nll_sum(network(batch.volume_BDHW), batch)
-            nll, cells, stop = self.ranks.sum(nll, cells, self.signals.requested)
-            total_nll, total_cells = total_nll + nll, total_cells + cells
+            given, target = self.objective.example(batch.volume_BDHW, seeds_B, batch)
+            loss_sum, cells = self.objective.loss_sum(network(given), target)
+            loss_sum, cells, stop = self.ranks.sum(loss_sum, cells, self.signals.requested)
+            total_loss, total_cells = total_loss + loss_sum, total_cells + cells
             if stop:
                 self.stop()
-        loss = total_nll / max(total_cells, 1)
+        loss = total_loss / max(total_cells, 1)
 
         state = self.state
         state.evaluated_step = state.step
@@ -218,9 +215,6 @@ class Trainer:
         if state.step > 0 and loss < best:  # step 0 is the reference, not a candidate; NaN is less than nothing
             state.best_loss_tuning, state.best_step = loss, state.step
             self.export("export")
-
-    def nll_sum(self, log_hazard_BTK: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        return nll_sum(log_hazard_BTK, batch, self.edges_days, self.tasks.blackout_days, self.tasks.recurrence)
 
     def place(self) -> tuple[int, int]:
         """(epoch, position in studies) of the next batch."""
@@ -312,7 +306,8 @@ def gathered(engine, model: nn.Module):
     return deepspeed.zero.GatheredParameters(list(model.parameters()))
 
 
-def augmentation_seeds(seed: int, epoch: int, study_rank_B: Tensor) -> Tensor:
-    """int64 [B]: a function of (run seed, epoch, study) alone."""
+def study_seeds(seed: int, epoch: int, study_rank_B: Tensor) -> Tensor:
+    """int64 [B], of augmentation and of hidden blocks: a function of (run seed, epoch, study) alone."""
     words = [np.random.SeedSequence([seed, epoch, rank]).generate_state(1, np.uint64) for rank in study_rank_B.tolist()]
-    return torch.from_numpy((np.concatenate(words) >> np.uint64(1)).astype(np.int64))
+    words = np.concatenate([np.empty(0, np.uint64), *words])  # a rank may have no tuning study left
+    return torch.from_numpy((words >> np.uint64(1)).astype(np.int64))

@@ -52,7 +52,8 @@ def one_row(censor_days: float, event_days: float | None) -> Batch:
     empty = np.array([], np.int32)
     events = Ragged(np.array([0, event_days is not None]), np.array([0] if event_days else [], np.int32))
     days = np.array([event_days] if event_days else [])
-    labels = LabelTable(np.array([censor_days]), events, days, Ragged(np.array([0, 0]), empty))
+    none = Ragged(np.array([0, 0]), empty)
+    labels = LabelTable(np.array([censor_days]), events, days, history=none, visit=none)
     return random_batch(np.random.default_rng(0), labels)
 
 

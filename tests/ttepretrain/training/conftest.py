@@ -12,10 +12,27 @@ import torch
 
 from ttepretrain.batch import Batch
 from ttepretrain.files import write_json
+from ttepretrain.labels import LabelTable
+from ttepretrain.models.decoder import ReconstructionModel
+from ttepretrain.models.encoder import Encoder
+from ttepretrain.models.head import FactorisedHead
+from ttepretrain.models.model import ScanModel, TTEModel
 from ttepretrain.survival.prefit import bias_table
-from ttepretrain.testing import random_labels, random_task_set, tiny_model
+from ttepretrain.tasks import TaskSet
+from ttepretrain.testing import (
+    TINY_WINDOW,
+    random_labels,
+    random_phenotypes,
+    random_task_set,
+    tiny_encoder,
+)
 from ttepretrain.training.config import TrainConfig
 from ttepretrain.training.distributed import connect
+from ttepretrain.training.objectives.base import Objective
+from ttepretrain.training.objectives.mtl import PhenotypeHead, Phenotypes
+from ttepretrain.training.objectives.ssl import MaskedReconstruction
+from ttepretrain.training.objectives.tte import TimeToEvent
+from ttepretrain.training.objectives.visit import VisitCodes, base_rate_logits, log_odds
 from ttepretrain.training.signals import StopSignals
 from ttepretrain.training.trainer import Supply, Trainer, TrainState
 
@@ -46,8 +63,8 @@ class TinyRun:
             self._labels, self._ranks = labels, ranks
             batches = self._train_batches, self._fit_batches, self._tuning_batches
             supply = Supply(self.num_train, *batches, _write_weights, self.identity)
-            model = tiny_model(bias_TK)
-            trainer = Trainer(self.folder, model, tasks, self.config, supply, ranks, self.config.precision, signals)
+            objective = objective_on(tiny_encoder(), self.config, labels, self.num_train, tasks)
+            trainer = Trainer(self.folder, objective, self.config, supply, ranks, self.config.precision, signals)
             trainer.resume()
             state = trainer.run()
         ranks.close()
@@ -100,6 +117,31 @@ class TinyRun:
         return replace(self, folder=folder)
 
 
+def objective_on(
+    encoder: Encoder, config: TrainConfig, labels: LabelTable, num_train: int, tasks: TaskSet
+) -> Objective:
+    """The objective of `config.arm`, biases fitted on the first `num_train` rows."""
+    rows = np.arange(num_train)
+
+    def head(bias_TK: np.ndarray) -> FactorisedHead:
+        return FactorisedHead(encoder.feature_dim, 6, torch.from_numpy(bias_TK), 0)
+
+    if config.arm == "tte":
+        model = TTEModel(encoder, head(bias_table(labels.take(rows), tasks)), (TINY_WINDOW,))
+        return TimeToEvent(model, tasks, config.head_fit_deviation)
+    if config.arm == "ssl":
+        return MaskedReconstruction(ReconstructionModel(encoder, torch.zeros(1), (TINY_WINDOW,)))
+    if config.arm == "visit":
+        bias_1K = base_rate_logits(labels.take(rows), tasks.num_tasks)
+        return VisitCodes(ScanModel(encoder, head(bias_1K), (TINY_WINDOW,)))
+    table = random_phenotypes(np.random.default_rng(5), labels, tasks.blackout_days)
+    own = table.task_set(rows, tasks)
+    known = table.label_RQ[rows]
+    answers = head(log_odds((known == 1).sum(0), (known == 0).sum(0))[None])
+    hazards = head(bias_table(table.timed.take(rows), own))
+    return Phenotypes(ScanModel(encoder, PhenotypeHead(answers, hazards), (TINY_WINDOW,)), table, own)
+
+
 def digest(weights: dict[str, torch.Tensor]) -> str:
     joined = sha256()
     for name in sorted(weights):
@@ -115,6 +157,11 @@ def _volume(row: int) -> np.ndarray:
 def _write_weights(folder: Path, model: torch.nn.Module, facts: dict) -> None:
     folder.mkdir(exist_ok=True)
     write_json(folder / "said.json", facts | {"weights": digest(dict(model.state_dict()))})
+
+
+@pytest.fixture(scope="session", name="objective_on")
+def _objective_on():
+    return objective_on
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import torch
 from ttepretrain.testing import tiny_model
 from ttepretrain.training.config import TrainConfig
 from ttepretrain.training.optim import parameter_groups, schedule
-from ttepretrain.training.trainer import augmentation_seeds
+from ttepretrain.training.trainer import study_seeds
 
 
 def test_rates_warm_up_then_fall_on_a_cosine():
@@ -45,9 +45,9 @@ def test_every_parameter_has_its_rate_and_decay_by_what_it_is():
             assert (peak, decay) == (pytest.approx(0.0002), 0.0)
 
 
-def test_augmentation_seeds_depend_on_study_epoch_and_run_alone():
-    seeds = augmentation_seeds(3, 5, torch.tensor([7, 8, 9]))
-    assert torch.equal(augmentation_seeds(3, 5, torch.tensor([9, 7])), seeds[[2, 0]])
-    others = [augmentation_seeds(*key, torch.tensor([7])).item() for key in ((3, 5), (5, 3), (3, 6), (4, 5))]
+def test_study_seeds_depend_on_study_epoch_and_run_alone():
+    seeds = study_seeds(3, 5, torch.tensor([7, 8, 9]))
+    assert torch.equal(study_seeds(3, 5, torch.tensor([9, 7])), seeds[[2, 0]])
+    others = [study_seeds(*key, torch.tensor([7])).item() for key in ((3, 5), (5, 3), (3, 6), (4, 5))]
     assert len(set(others)) == 4
     assert (seeds >= 0).all()

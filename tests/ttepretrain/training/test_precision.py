@@ -31,6 +31,26 @@ def test_right_kernels_pass_the_self_test_and_wrong_ones_fail(model, volume_BDHW
     assert bf16_difference(model, volume_BDHW) == pytest.approx(0.2, abs=0.02)
 
 
+class LinearWrongInBf16(torch.nn.Linear):
+    def forward(self, x):
+        return super().forward(x) * (1.2 if torch.is_autocast_enabled("cpu") else 1.0)
+
+
+def test_linear_layers_are_tested_too_and_tokens_that_are_alike_are_no_fault(model):
+    """After attention tokens hardly differ: a pattern of both signs would leave their gradient to rounding."""
+
+    class TokensAlike(torch.nn.Module):
+        def forward(self, x_BCDHW):
+            return x_BCDHW.movedim(1, -1) * 1e-3 + 1
+
+    linear = torch.nn.Linear(1, 6)
+    model.encoder.trunk = torch.nn.Sequential(TokensAlike(), linear)
+    volume_BDHW = torch.zeros(2, *SHAPE_DHW, dtype=torch.int16)
+    assert 0 < bf16_difference(model, volume_BDHW) < MAX_DIFFERENCE
+    linear.__class__ = LinearWrongInBf16
+    assert bf16_difference(model, volume_BDHW) == pytest.approx(0.2, abs=0.02)
+
+
 def test_bf16_keeps_the_table_of_log_hazards_exact(model, volume_BDHW):
     """bf16 would round -9.03 to -9.0."""
     log_hazard_BTK = MixedPrecision(model, bf16=True)(volume_BDHW)

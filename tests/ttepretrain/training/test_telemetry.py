@@ -71,7 +71,9 @@ def test_reader_that_went_away_does_not_stop_training(monkeypatch):
 
 
 def test_picture_of_any_course(tmp_path):
-    draw_progress([row(1)], tmp_path / "nothing.png")  # a skipped step alone
+    said = ("nats", "base rates alone")
+    draw_progress([row(1)], tmp_path / "nothing.png", *said)  # a skipped step alone
     assert not (tmp_path / "nothing.png").exists()
-    draw_progress([row(0, tuning=1.0), row(1, 0.9), row(2), row(4, 0.8), row(4, tuning=0.9)], tmp_path / "some.png")
+    rows = [row(0, tuning=1.0), row(1, 0.9), row(2), row(4, 0.8), row(4, tuning=0.9)]
+    draw_progress(rows, tmp_path / "some.png", *said)
     assert (tmp_path / "some.png").stat().st_size > 5000

@@ -1,0 +1,56 @@
+"""The objective of `train.arm`, its biases fitted on the train studies."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from data.loader import EvaluationLoader, PreparedStudies
+from jobs.config import RunConfig
+from ttepretrain.models.decoder import ReconstructionModel
+from ttepretrain.models.encoder import build_encoder
+from ttepretrain.models.head import FactorisedHead
+from ttepretrain.models.model import ScanModel, build_model
+from ttepretrain.phenotypes import PhenotypeTable
+from ttepretrain.survival.prefit import bias_table
+from ttepretrain.training.objectives.base import Objective
+from ttepretrain.training.objectives.mtl import PhenotypeHead, Phenotypes
+from ttepretrain.training.objectives.ssl import MaskedReconstruction
+from ttepretrain.training.objectives.tte import TimeToEvent
+from ttepretrain.training.objectives.visit import VisitCodes, base_rate_logits, log_odds
+from ttepretrain.volume.windows import apply_windows
+
+VOLUMES_OF_THE_MEAN = 32  # train volumes behind the mean that reconstruction starts from
+
+
+def objective_of(config: RunConfig, train: PreparedStudies) -> Objective:
+    """The encoder's weights are the same for every arm."""
+    model, seed, spec = config.model, config.train.seed, train.spec
+    if config.train.arm == "tte":
+        bias_TK = torch.from_numpy(bias_table(train.labels, train.tasks))
+        return TimeToEvent(build_model(model, spec, bias_TK, seed), train.tasks, config.train.head_fit_deviation)
+    encoder = build_encoder(model, spec.num_channels, seed, spec.spacing_mm)
+    if config.train.arm == "ssl":
+        return MaskedReconstruction(ReconstructionModel(encoder, window_means(train), spec.windows))
+
+    def head(bias_TK: np.ndarray) -> FactorisedHead:
+        return FactorisedHead(encoder.feature_dim, model.head_dim, torch.from_numpy(bias_TK), seed)
+
+    if config.train.arm == "visit":
+        bias_1K = base_rate_logits(train.labels, train.tasks.num_tasks)
+        return VisitCodes(ScanModel(encoder, head(bias_1K), spec.windows))
+    table = PhenotypeTable.read(train.folder, ("train", "tuning")).learnable(train.study_rank)
+    tasks = table.task_set(train.study_rank, train.tasks)
+    known = table.label_RQ[train.study_rank]
+    answers = head(log_odds((known == 1).sum(0), (known == 0).sum(0))[None])
+    hazards = head(bias_table(table.timed.take(train.study_rank), tasks))
+    return Phenotypes(ScanModel(encoder, PhenotypeHead(answers, hazards), spec.windows), table, tasks)
+
+
+def window_means(train: PreparedStudies) -> torch.Tensor:
+    """float32 [C] in [-1, 1]: mean of every window over evenly spaced train volumes."""
+    sums_C, count = torch.zeros(train.spec.num_channels, dtype=torch.float64), 0
+    for batch in EvaluationLoader(train, batch_size=1, most=VOLUMES_OF_THE_MEAN):
+        sums_C += apply_windows(batch.volume_BDHW, train.spec.windows)[0].flatten(1).mean(1, dtype=torch.float64)
+        count += 1
+    return (sums_C / count).float()

@@ -1,0 +1,99 @@
+"""PhenotypeTable: downstream outcomes as something to learn (`prepared/phenotypes.parquet`; numpy and pyarrow only).
+
+R labelled studies of all splits (a row is a study_rank), Q yes-or-no outcomes, P phenotypes as time to event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from ttepretrain.errors import BadDataError, ConfigError
+from ttepretrain.labels import LabelTable, Ragged
+from ttepretrain.tasks import Task, TaskSet
+
+
+@dataclass(frozen=True)
+class PhenotypeTable:
+    answers: np.ndarray  # str [Q]: a diagnosis, or a phenotype within a horizon
+    label_RQ: np.ndarray  # float32: 1, 0, or NaN where censored before the horizon or not asked
+    phenotypes: np.ndarray  # str [P]
+    days_RP: np.ndarray  # float64: until the event or the end of follow-up; NaN: not at risk
+    event_RP: np.ndarray  # bool
+    censor_days_R: np.ndarray  # float64
+
+    @classmethod
+    def read(cls, prepared: Path, splits: Sequence[str]) -> PhenotypeTable:
+        """Outcomes of the studies of `splits`; those of all others are not looked at and count as unknown.
+
+        Raises ConfigError when the folder has none.
+        """
+        import pyarrow as pa
+        import pyarrow.compute as compute
+        import pyarrow.parquet as parquet
+
+        if not (prepared / "phenotypes.parquet").is_file():
+            raise ConfigError("prepared/ has no phenotypes.parquet; run jobs.prepare with stage labels")
+        labels, ids = LabelTable.read(prepared / "labels.parquet")
+        study_id = ids["study_id"].astype(str)
+        chosen = pa.array(study_id[np.isin(ids["split"].astype(str), list(splits))].tolist(), pa.string())
+        table = parquet.read_table(prepared / "phenotypes.parquet")
+        table = table.filter(compute.is_in(table["study_id"].cast("string"), value_set=chosen))
+        row = np.searchsorted(study_id, table["study_id"].to_numpy().astype(str))
+        name, kind = (table[key].to_numpy().astype(str) for key in ("phenotype", "kind"))
+        horizon, days, yes = (table[key].cast("double").to_numpy() for key in ("horizon_days", "time_days", "label"))
+        timed = (kind == "prognosis") & np.isnan(horizon)  # a null is NaN by now
+
+        within = np.array([f"{phenotype} within {days:g} days" for phenotype, days in zip(name, horizon)], str)
+        asked = np.where(np.isnan(horizon), name, within)
+        answers, column = np.unique(asked[~timed], return_inverse=True)
+        label_RQ = np.full((len(labels), len(answers)), np.nan, np.float32)
+        label_RQ[row[~timed], column] = yes[~timed]
+
+        phenotypes, column = np.unique(name[timed], return_inverse=True)
+        days_RP = np.full((len(labels), len(phenotypes)), np.nan)
+        days_RP[row[timed], column] = days[timed]
+        event_RP = np.zeros(days_RP.shape, bool)
+        event_RP[row[timed], column] = table["event"].to_numpy().astype(bool)[timed]
+        return cls(answers, label_RQ, phenotypes, days_RP, event_RP, labels.censor_days)
+
+    @cached_property
+    def timed(self) -> LabelTable:
+        """R rows over the P phenotypes; a pair that is not at risk is its row's history."""
+        return LabelTable(
+            censor_days=self.censor_days_R,
+            events=Ragged.of_mask(self.event_RP),
+            event_days=self.days_RP[self.event_RP],
+            history=Ragged.of_mask(np.isnan(self.days_RP)),
+            visit=Ragged.of_mask(np.zeros_like(self.event_RP)),
+        )
+
+    def learnable(self, train_rank: np.ndarray) -> PhenotypeTable:
+        """The outcomes that vary among the train studies; BadDataError when none does."""
+        known = self.label_RQ[train_rank]
+        asked_Q = (known == 1).any(0) & (known == 0).any(0)
+        happens_P = self.event_RP[train_rank].any(0)
+        if not asked_Q.any() and not happens_P.any():
+            raise BadDataError("no phenotype varies among the train studies; train.arm=mtl has nothing to learn")
+        return replace(
+            self,
+            answers=self.answers[asked_Q],
+            label_RQ=self.label_RQ[:, asked_Q],
+            phenotypes=self.phenotypes[happens_P],
+            days_RP=self.days_RP[:, happens_P],
+            event_RP=self.event_RP[:, happens_P],
+        )
+
+    def task_set(self, train_rank: np.ndarray, tasks: TaskSet) -> TaskSet:
+        """The P phenotypes as tasks with the bins and the blackout of `tasks`, rates of the train studies."""
+        events_P = self.event_RP[train_rank].sum(0)
+        at_risk_P = np.nansum(self.days_RP[train_rank] - tasks.blackout_days, axis=0)
+        own = tuple(
+            Task(str(name), "", np.nan, np.nan, int(events), int(events), float(events / days))
+            for name, events, days in zip(self.phenotypes, events_P, at_risk_P)
+        )
+        return replace(tasks, tasks=own, recurrence="incident", death_task=None)

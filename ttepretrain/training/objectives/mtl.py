@@ -1,0 +1,69 @@
+"""Arm `mtl`: the downstream phenotypes themselves, all at once.
+
+B studies, Q yes-or-no outcomes (phenotype at a horizon, or a diagnosis), P phenotypes as time to event, T bins.
+
+    loss = sum over known answers of the cross-entropy  +  piecewise-exponential NLL of the P phenotypes
+
+Both are negative log-likelihoods, added as they are, over the number of answers plus the (study, phenotype, bin) cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ttepretrain.batch import Batch
+from ttepretrain.models.head import FactorisedHead
+from ttepretrain.models.model import ScanModel
+from ttepretrain.phenotypes import PhenotypeTable
+from ttepretrain.survival.likelihood import nll_sum
+from ttepretrain.tasks import TaskSet
+from ttepretrain.training.distributed import Ranks
+from ttepretrain.training.head_start import standardise_heads
+from ttepretrain.training.objectives.base import Features, Objective
+
+
+class PhenotypeHead(nn.Module):
+    """[B, F] -> logits [B, Q], log hazards [B, T, P]."""
+
+    def __init__(self, answers: FactorisedHead, hazards: FactorisedHead):
+        super().__init__()
+        self.answers, self.hazards = answers, hazards
+
+    def forward(self, features_BF: Tensor) -> tuple[Tensor, Tensor]:
+        return self.answers(features_BF)[:, 0], self.hazards(features_BF)
+
+
+class Phenotypes(Objective):
+    """Cells: known answers, and (study, phenotype, bin) of the studies at risk of the phenotype."""
+
+    arm = "mtl"
+    unit = "negative log-likelihood per answer or (study, phenotype, bin)"
+    reference = "base rates alone"
+
+    def __init__(self, model: ScanModel, table: PhenotypeTable, tasks: TaskSet):
+        """tasks: for bin edges and blackout."""
+        super().__init__(model)
+        self.table, self.tasks = table, tasks
+
+    def example(self, hu_BDHW: Tensor, seeds_B: Tensor, batch: Batch) -> tuple[Tensor, tuple[Tensor, Batch]]:
+        del seeds_B
+        rank_B = batch.study_rank_B.cpu()
+        label_BQ = torch.from_numpy(self.table.label_RQ[rank_B.numpy()]).to(hu_BDHW.device)
+        timed = Batch.collate(batch.volume_BDHW, batch.study_rank_B, self.table.timed.take(rank_B.numpy()))
+        return hu_BDHW, (label_BQ, timed.to(hu_BDHW.device))
+
+    def loss_sum(self, output: tuple[Tensor, Tensor], target: tuple[Tensor, Batch]) -> tuple[Tensor, Tensor]:
+        (logit_BQ, log_hazard_BTP), (label_BQ, timed) = output, target
+        known_BQ = ~label_BQ.isnan()
+        entropy_BQ = functional.binary_cross_entropy_with_logits(logit_BQ, label_BQ.nan_to_num(), reduction="none")
+        # Studies not at risk of a phenotype are its history, and left out as incident tasks leave theirs.
+        nll, cells = nll_sum(log_hazard_BTP, timed, self.tasks.bin_edges_days, self.tasks.blackout_days, "incident")
+        return (entropy_BQ * known_BQ).sum() + nll, known_BQ.sum() + cells
+
+    def start(self, features: Features, batches: Iterable[Batch], ranks: Ranks) -> bool:
+        standardise_heads([self.model.head.answers, self.model.head.hazards], features, batches, ranks)
+        return False
