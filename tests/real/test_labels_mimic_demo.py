@@ -86,6 +86,8 @@ def test_dirt_of_the_demo_is_counted(demo, studies, repository):
     config = EhrConfig(phenotypes=str(repository / "configs/phenotypes/icd_mimic.yaml"))
     result = build_labels(demo, None, studies, config, lambda f, xs: [f(x) for x in xs], {"hash": "", "count": 80})
     counts = result.counts
+    stays = ("TRANSFER_TO//admit", "TRANSFER_TO//discharge", "DRG//", "HOSPITAL_")
+    assert not [code for code in result.tasks.codes if code.startswith(stays)]
 
     assert counts["events"]["rows"] == 916_166
     assert counts["events"]["after_death"] == 626

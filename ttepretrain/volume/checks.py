@@ -23,6 +23,7 @@ class Reason(StrEnum):
     NOT_NIFTI = "NOT_NIFTI"
     NOT_DICOM = "NOT_DICOM"
     NOT_IMAGE = "NOT_IMAGE"  # DICOM, but without pictures: reports, directories
+    DECODER = "DECODER"  # compressed pixels that killed the decoder, or took too long or too much memory
     UNSUPPORTED_SYNTAX = "UNSUPPORTED_SYNTAX"
     UNSUPPORTED_DTYPE = "UNSUPPORTED_DTYPE"
     UNSUPPORTED_MULTIFRAME = "UNSUPPORTED_MULTIFRAME"
@@ -31,6 +32,7 @@ class Reason(StrEnum):
     LOCALIZER = "LOCALIZER"
     BURNED_IN = "BURNED_IN"  # text burned into the pixels: identifiers, and not HU
     IDENTITY_CONFLICT = "IDENTITY_CONFLICT"
+    NO_SERIES = "NO_SERIES"  # CT, but no series as the table or volume.series asks for
     # geometry
     BAD_SHAPE = "BAD_SHAPE"
     BAD_SPACING = "BAD_SPACING"
@@ -51,6 +53,7 @@ class Flag(StrEnum):
 
     DUPLICATE_DROPPED = "duplicate_dropped"
     GANTRY_TILT = "gantry_tilt"  # slices are sheared against each other; the affine carries it
+    TILT_UNCONFIRMED = "tilt_unconfirmed"  # the header names a tilt that its positions do not show; they count
     UNEVEN_SPACING = "uneven_spacing"  # interpolated onto an even grid along the slice direction
     IMAGES_SKIPPED = "images_skipped"  # localizers, screens and other pictures in the same folder
     OTHER_SERIES = "other_series"  # further CT series in the folder were not read
@@ -83,7 +86,8 @@ def check_affine(affine: np.ndarray) -> tuple[Flag, ...]:
     """Flags of a usable index -> mm map; BadStudy for one that is singular, absurdly spaced or sheared too far."""
     if not np.isfinite(affine).all():
         raise BadStudy(Reason.BAD_AFFINE, "NaN or infinity")
-    spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
+    with np.errstate(over="ignore"):  # what overflows is far out of range
+        spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
     if spacing_mm.min() == 0:
         raise BadStudy(Reason.BAD_AFFINE, "an axis has no direction")
     low, high = SPACING_RANGE_MM

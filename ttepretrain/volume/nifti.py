@@ -46,7 +46,8 @@ def read_nifti(path: Path) -> CTImage:
         handle = path.open("rb")
     except IsADirectoryError:
         raise BadStudy(Reason.NOT_NIFTI, "a folder") from None
-    with handle:
+    # numbers are judged by what they are; a signalling NaN warns when it is cast
+    with handle, np.errstate(all="ignore"):
         size = os.fstat(handle.fileno()).st_size
         packed = handle.read(2) == b"\x1f\x8b"
         handle.seek(0)
@@ -143,9 +144,8 @@ def _affine(header: Nifti1Header) -> tuple[np.ndarray, tuple[Flag, ...]]:
     if header["pixdim"][0] == 0:
         header["pixdim"][0] = 1  # as the standard says
     try:
-        with np.errstate(all="ignore"):  # NaN is looked for below
-            affine_WHD = header.get_sform() if sform else header.get_qform()
-            other = header.get_qform() if sform and qform else affine_WHD
+        affine_WHD = header.get_sform() if sform else header.get_qform()
+        other = header.get_qform() if sform and qform else affine_WHD
     except (ValueError, ArithmeticError, HeaderDataError):
         raise BadStudy(Reason.BAD_AFFINE, "the quaternion is not a rotation") from None
     if not (np.isfinite(affine_WHD).all() and np.isfinite(other).all()):
@@ -167,8 +167,7 @@ def _to_hu(stored: np.ndarray, slope: float, intercept: float) -> tuple[np.ndarr
             # int64: an unsigned 32-bit value plus a negative intercept fits nowhere smaller
             return (stored if intercept == 0 else stored.astype(np.int64) + int(intercept)).astype(np.int16), ()
     hu = stored.astype(np.float64 if native.itemsize == 8 else np.float32)
-    with np.errstate(all="ignore"):  # what overflows is counted as infinite
-        hu = (hu * slope + intercept).astype(np.float32)
+    hu = (hu * slope + intercept).astype(np.float32)  # what overflows is counted as infinite
     bad = ~np.isfinite(hu)
     count = int(bad.sum())
     if count > MAX_NAN_FRACTION * hu.size:

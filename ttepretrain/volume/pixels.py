@@ -1,110 +1,172 @@
-"""From an ordered DICOM stack to HU: decoding, unused bits, rescaling, padding, duplicates, even spacing."""
+"""From an ordered DICOM stack to HU: unused bits, rescaling, padding, duplicates, even spacing.
+
+Uncompressed pixels are read here, from where the header says they lie; everything else is decoded behind the fence.
+"""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import groupby
 
 import numpy as np
-from pydicom import Dataset
-from pydicom.pixels import get_decoder
 
 from ttepretrain.errors import BadStudy
 from ttepretrain.volume.checks import AIR_HU, Flag, Reason
-from ttepretrain.volume.series import SliceHeader, Stack
-from ttepretrain.volume.tags import numbers
-
-NATIVE_SYNTAXES = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
-LOSSLESS_SYNTAXES = (
-    "1.2.840.10008.1.2.5",  # RLE
-    "1.2.840.10008.1.2.4.57",  # JPEG lossless
-    "1.2.840.10008.1.2.4.70",
-    "1.2.840.10008.1.2.4.80",  # JPEG-LS
-    "1.2.840.10008.1.2.4.90",  # JPEG 2000
-    "1.2.840.10008.1.2.4.201",  # HTJ2K
-    "1.2.840.10008.1.2.4.202",
-)
-# 12-bit lossy JPEG is left out: its only decoder for pydicom is GPL.
-LOSSY_SYNTAXES = (
-    "1.2.840.10008.1.2.4.81",
-    "1.2.840.10008.1.2.4.91",
-    "1.2.840.10008.1.2.4.203",
-)
+from ttepretrain.volume.decode import CodedFile
+from ttepretrain.volume.fence import decoded
+from ttepretrain.volume.frames import Picture
+from ttepretrain.volume.headers import Header
+from ttepretrain.volume.series import Stack
+from ttepretrain.volume.syntaxes import DEFLATED, EXPLICIT_BIG, NATIVE
+from ttepretrain.volume.tags import SliceHeader, numbers
 
 
-def check_syntax(syntax: str) -> bool:
-    """Whether images of this transfer syntax can be read here. Deflated ones never: their header cannot be bounded."""
-    if syntax in NATIVE_SYNTAXES:
-        return True
-    known = syntax in LOSSLESS_SYNTAXES + LOSSY_SYNTAXES and get_decoder(syntax).is_available
-    gdcm = sys.modules.get("gdcm")  # one of pydicom's decoders, where installed; it writes to stderr past every logger
-    if gdcm:
-        gdcm.Trace.WarningOff()
-        gdcm.Trace.ErrorOff()
-    return known
+@dataclass(frozen=True)
+class Storage:
+    """How a stored 16-bit value becomes HU."""
+
+    bits: int
+    signed: bool
+    clear: bool  # bits above the stored ones may hold anything
+    padding: tuple[int, int] | None  # lowest and highest value that is no measurement
+    slope: float
+    intercept: float
 
 
-def read_stack(stack: Stack, images: dict[Path, Dataset]) -> tuple[np.ndarray, tuple[Flag, ...]]:
+def read_stack(stack: Stack, pictures: Sequence[Picture]) -> tuple[np.ndarray, tuple[Flag, ...]]:
     """hu_DHW on the stack's even grid: int16 where every value is whole, else float32."""
-    slices = [header for place in stack.places for header in place]
-    whole = all(s.slope == int(s.slope) and s.intercept == int(s.intercept) for s in slices)
-    hu_DHW = np.empty((len(stack.places), *slices[0].shape_HW), np.int16 if whole else np.float32)
+    slices = {(s.file, s.frame): (d, s) for d, place in enumerate(stack.places) for s in place}
+    whole = all(s.slope == int(s.slope) and s.intercept == int(s.intercept) for _, s in slices.values())
+    first = stack.places[0][0]
+    hu_DHW = np.empty((len(stack.places), *first.shape_HW), np.int16 if whole else np.float32)
     flags: tuple[Flag, ...] = ()
-    for d, (first, *copies) in enumerate(stack.places):
-        hu_DHW[d] = _slice_hu(first, images[first.file])
-        for copy in copies:
-            if not np.array_equal(hu_DHW[d], _slice_hu(copy, images[copy.file]).astype(hu_DHW.dtype)):
-                raise BadStudy(Reason.DUPLICATE_SLICE, "two different slices at one position")
-            flags = (Flag.DUPLICATE_DROPPED,)
+    filled = np.zeros(len(hu_DHW), bool)
+    for picture, stored_HW in _stored(pictures):
+        d, header = slices[picture.header.file, picture.frame]
+        hu_HW = hu_table(_storage(picture, header))[stored_HW]
+        if not filled[d]:
+            hu_DHW[d], filled[d] = hu_HW, True
+            continue
+        if not np.array_equal(hu_DHW[d], hu_HW.astype(hu_DHW.dtype)):
+            raise BadStudy(Reason.DUPLICATE_SLICE, "two different slices at one position")
+        flags = (Flag.DUPLICATE_DROPPED,)
     if Flag.UNEVEN_SPACING in stack.flags:
         hu_DHW = _interpolate(hu_DHW, stack.offsets_mm, stack.grid_mm)
     return hu_DHW, flags
 
 
-def _slice_hu(header: SliceHeader, dataset: Dataset) -> np.ndarray:
-    stored_HW, padding_HW = _stored(dataset)
-    if stored_HW.shape != header.shape_HW:
-        raise BadStudy(Reason.UNREADABLE, "the picture does not have the size its header states")
-    if header.slope == int(header.slope) and header.intercept == int(header.intercept):
-        hu_HW = stored_HW.astype(np.int32) * int(header.slope) + int(header.intercept)
-        hu_HW = np.clip(hu_HW, -32768, 32767).astype(np.int16)
+@lru_cache(maxsize=64)
+def hu_table(storage: Storage) -> np.ndarray:
+    """HU of all 65,536 stored bit patterns, looked up as unsigned: int16 where slope and intercept are whole."""
+    stored = np.arange(2**16, dtype=np.uint16)
+    if storage.signed:
+        stored = stored.view(np.int16)
+    values = stored
+    if storage.clear and storage.bits < 16:
+        values = (stored << (16 - storage.bits)) >> (16 - storage.bits)
+    slope, intercept = storage.slope, storage.intercept
+    if slope == int(slope) and intercept == int(intercept):
+        hu = values.astype(np.int32) * int(slope) + int(intercept)
+        hu = np.clip(hu, -32768, 32767).astype(np.int16)
     else:
-        hu_HW = (stored_HW * header.slope + header.intercept).astype(np.float32)
-    hu_HW[padding_HW] = AIR_HU
-    return hu_HW
+        hu = (values * slope + intercept).astype(np.float32)
+    if storage.padding is not None:
+        low, high = storage.padding
+        hu[(values >= low) & (values <= high)] = AIR_HU
+    return hu
 
 
-def _stored(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Stored values [H, W] with unused bits cleared, and where they are padding rather than measurements."""
+def _storage(picture: Picture, header: SliceHeader) -> Storage:
+    values = picture.values
+    bits, signed = _bits(picture.header)
+    padding = None
+    ends = [values.get("PixelPaddingValue"), values.get("PixelPaddingRangeLimit")]
+    if isinstance(ends[0], int):
+        ends = [end if isinstance(end, int) else ends[0] for end in ends]
+        # the sign of padding is often not that of the pixels: the pixels' counts
+        ends = [end % 65536 - 65536 * (signed and end % 65536 > 32767) for end in ends]
+        padding = (min(ends), max(ends))
+    return Storage(bits, signed, picture.header.syntax in (*NATIVE, DEFLATED), padding, header.slope, header.intercept)
+
+
+def _bits(header: Header) -> tuple[int, bool]:
+    """Stored bits, and whether they are signed."""
     bits, highest, signed = (
-        int(numbers(dataset, keyword, 1, Reason.UNREADABLE)[0])
+        int(numbers(header.values, keyword, 1, Reason.UNREADABLE)[0])
         for keyword in ("BitsStored", "HighBit", "PixelRepresentation")
     )
-    if not 1 <= bits <= 16 or highest != bits - 1:
-        raise BadStudy(Reason.UNREADABLE, f"{bits} bits stored, highest bit {highest}")
-    if "PixelData" not in dataset:
-        raise BadStudy(Reason.TRUNCATED, "a slice without pixels")
-    native = dataset.file_meta.TransferSyntaxUID in NATIVE_SYNTAXES
-    try:
-        stored_HW = dataset.pixel_array
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # decoders raise whatever a damaged byte leads to
-        # the one thing that can be wrong with uncompressed pixels is their number
-        reason = Reason.TRUNCATED if native else Reason.UNREADABLE
-        raise BadStudy(reason, f"pixels cannot be decoded ({type(error).__name__})") from None
-    if native and bits < 16:
-        stored_HW = (stored_HW << (16 - bits)) >> (16 - bits)
+    if not 1 <= bits <= 16 or highest != bits - 1 or signed not in (0, 1):
+        raise BadStudy(Reason.UNREADABLE, f"{bits} bits stored, highest bit {highest}, sign {signed}")
+    return bits, bool(signed)
 
-    padding_HW = np.zeros(stored_HW.shape, bool)
-    value = dataset.get("PixelPaddingValue")
-    if isinstance(value, int):
-        limit = dataset.get("PixelPaddingRangeLimit")
-        ends = [value, limit if isinstance(limit, int) else value]
-        # written as unsigned by some although the pixels are signed
-        low, high = sorted(end - 65536 if signed and end > 32767 else end for end in ends)
-        padding_HW = (stored_HW >= low) & (stored_HW <= high)
-    return stored_HW, padding_HW
+
+def _stored(pictures: Sequence[Picture]) -> Iterator[tuple[Picture, np.ndarray]]:
+    """Every picture with its stored bit patterns, uint16 [H, W]."""
+    coded, order = [], []
+    for _, group in groupby(pictures, key=lambda picture: id(picture.header)):
+        frames = {picture.frame: picture for picture in group}
+        header = next(iter(frames.values())).header
+        if header.syntax in NATIVE:
+            yield from _native(header, frames)
+        else:
+            coded.append(_coded(header))
+            order += [frames.get(frame) for frame in range(coded[-1].frames)]
+    if not coded:
+        return
+    # zip asks for another frame at the end, which tells the decoder's side that all is well
+    for stored_HW, picture in zip(decoded(coded), order):
+        if picture is not None:
+            yield picture, stored_HW
+
+
+def _native(header: Header, frames: dict[int, Picture]) -> Iterator[tuple[Picture, np.ndarray]]:
+    """The frames' pictures with their bit patterns, read from their place in the file."""
+    _bits(header)
+    shape_HW = _shape_HW(header)
+    count = math.prod(shape_HW)
+    expected = 2 * count * _frame_count(header)
+    if header.pixels_at is None or header.pixels_length < expected:
+        raise BadStudy(Reason.TRUNCATED, "fewer pixels than the header states")
+    if header.pixels_length >= 2 * expected:
+        raise BadStudy(Reason.UNREADABLE, "the picture does not have the size its header states")
+    dtype = ">u2" if header.syntax == EXPLICIT_BIG else "<u2"
+    with header.file.open("rb") as handle:
+        for frame, picture in frames.items():
+            handle.seek(header.pixels_at + 2 * count * frame)
+            stored = np.fromfile(handle, dtype, count)
+            if len(stored) < count:
+                raise BadStudy(Reason.TRUNCATED, "the file ends within its pixels")
+            yield picture, stored.reshape(shape_HW)
+
+
+def _frame_count(header: Header) -> int:
+    return int(header.values.get("NumberOfFrames") or 1)
+
+
+def _shape_HW(header: Header) -> tuple[int, int]:
+    return int(header.values["Rows"]), int(header.values["Columns"])
+
+
+def _coded(header: Header) -> CodedFile:
+    bits, signed = _bits(header)
+    if header.pixels_at is None:
+        raise BadStudy(Reason.TRUNCATED, "a slice without pixels")
+    deflated = header.syntax == DEFLATED
+    rows, columns = _shape_HW(header)
+    return CodedFile(
+        file=str(header.file),
+        syntax=header.syntax,
+        at=header.body_at if deflated else header.pixels_at,
+        skip=header.pixels_at if deflated else 0,
+        frames=_frame_count(header),
+        rows=rows,
+        columns=columns,
+        bits_stored=bits,
+        signed=int(signed),
+    )
 
 
 def _interpolate(hu_DHW: np.ndarray, offsets_mm: np.ndarray, grid_mm: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """The one path from a scan on disk to the volume a network sees: pretraining, evaluation, probes and the command line.
 
-read -> plausible HU? -> nearest axes to RAS+ -> clip -> centre of the body -> resample -> round
+read -> plausible HU? -> nearest axes to RAS+ -> clip -> centre -> resample -> round
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ttepretrain.errors import BadStudy
 from ttepretrain.volume.checks import Reason, check_hu
+from ttepretrain.volume.choice import DEFAULT_READING, WHATEVER, Reading, Wanted
 from ttepretrain.volume.image import CTImage, to_ras
 from ttepretrain.volume.resample import FWHM_PER_SIGMA, resample, separable
 from ttepretrain.volume.source import declared_os_errors, is_nifti, source_hash
@@ -33,19 +34,31 @@ class Volume:
     flags: tuple[str, ...]  # repairs, see checks.Flag
     acquisition: dict[str, str | float | bool | None]
     source_spacing_mm: tuple[float, float, float]  # D H W, after turning to RAS+
+    source_shape_DHW: tuple[int, int, int]  # likewise
     source_hash: str
 
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """D H W, of the grid."""
+        return tuple(np.linalg.norm(self.affine[:3, :3], axis=0).tolist())
 
-def preprocess_ct(path: Path, spec: VolumeSpec) -> Volume:
+
+def preprocess_ct(path: Path, spec: VolumeSpec, wanted: Wanted = WHATEVER) -> Volume:
     """The scan at `path` (DICOM folder or file, .nii, .nii.gz) on the spec's grid; BadStudy when it is refused."""
     path = Path(path)
     content = source_hash(path)
-    image = to_ras(read_ct(path))
-    hu_DHW, affine = to_grid(image, spec)
-    return Volume(hu_DHW, affine, tuple(map(str, image.flags)), image.acquisition, image.spacing_mm, content)
+    image = read_ct(path, spec.reading, wanted)
+    if spec.fit == "stretch":
+        hu_DHW, affine = stretch(image, spec)
+    else:
+        image = to_ras(image)
+        hu_DHW, affine = to_grid(image, spec)
+    return Volume(
+        hu_DHW, affine, tuple(map(str, image.flags)), image.acquisition, image.spacing_mm, image.hu_DHW.shape, content
+    )
 
 
-def read_ct(path: Path) -> CTImage:
+def read_ct(path: Path, reading: Reading = DEFAULT_READING, wanted: Wanted = WHATEVER) -> CTImage:
     """The scan at `path` in HU on its own grid, checked to look like CT."""
     with declared_os_errors():
         if is_nifti(path):
@@ -55,25 +68,56 @@ def read_ct(path: Path) -> CTImage:
         else:
             from ttepretrain.volume.dicom import read_dicom
 
-            image = read_dicom(path)
+            image = read_dicom(path, reading, wanted)
     check_hu(image.hu_DHW)
     return image
 
 
 def to_grid(image: CTImage, spec: VolumeSpec) -> tuple[np.ndarray, np.ndarray]:
-    """int16 HU on the spec's grid centred on the body, and the grid's affine; `image` runs along RAS+."""
+    """int16 HU on the spec's grid, and the grid's affine; `image` runs along RAS+."""
     air, highest = spec.hu_range
     # Clipped before filtering, so that metal and padding below air do not bleed into their neighbours.
     clipped_DHW = np.clip(image.hu_DHW, air, highest).astype(np.float32, order="C")
     above_air_DHW = torch.from_numpy(clipped_DHW).sub_(float(air))
 
-    centre_mm = image.affine[:3] @ [*_body_centre(above_air_DHW, image.spacing_mm, BODY_HU - air), 1.0]
+    middle = (np.array(spec.shape_DHW) - 1) / 2
+    if spec.fit == "body":
+        centre_mm = image.affine[:3] @ [*_body_centre(above_air_DHW, image.spacing_mm, BODY_HU - air), 1.0]
+    else:
+        centre_mm = _image_centre_mm(image, spec)
     grid_affine = np.eye(4)
     grid_affine[:3, :3] = np.diag(spec.spacing_mm)[::-1]  # D steps along z, H along y, W along x
-    grid_affine[:3, 3] = centre_mm - grid_affine[:3, :3] @ ((np.array(spec.shape_DHW) - 1) / 2)
+    grid_affine[:3, 3] = centre_mm - grid_affine[:3, :3] @ middle
 
     out_DHW = resample(above_air_DHW, image.affine, grid_affine, spec.shape_DHW)
     return out_DHW.add_(float(air)).round_().to(torch.int16).numpy(), grid_affine
+
+
+def stretch(image: CTImage, spec: VolumeSpec) -> tuple[np.ndarray, np.ndarray]:
+    """int16 of the image averaged onto the spec's shape, its extremes at the ends of hu_range, and its affine.
+
+    For comparison with the paper alone: neither spacing nor orientation count, and one bright voxel darkens the rest.
+    """
+    hu_DHW = torch.from_numpy(np.ascontiguousarray(image.hu_DHW, np.float32))
+    lowest, highest = hu_DHW.min(), hu_DHW.max()
+    out_DHW = torch.nn.functional.adaptive_avg_pool3d(((hu_DHW - lowest) / (highest - lowest))[None], spec.shape_DHW)[0]
+    low, high = spec.hu_range
+    stored_DHW = (out_DHW * (high - low) + low).round_().clamp_(low, high).to(torch.int16).numpy()
+    step = np.array(hu_DHW.shape) / spec.shape_DHW  # source voxels per output voxel
+    affine = image.affine @ np.diag([*step, 1.0])
+    affine[:3, 3] = image.affine[:3] @ [*((step - 1) / 2), 1.0]
+    return stored_DHW, affine
+
+
+def _image_centre_mm(image: CTImage, spec: VolumeSpec) -> np.ndarray:
+    """Middle of the grid that padding or cropping about the image's centre gives, after a resampling that keeps the
+    first voxel's centre: what MONAI's Spacing, SpatialPad and CenterSpatialCrop do to the voxel."""
+    middle = []
+    for size, mm, step, wanted in zip(image.hu_DHW.shape, image.spacing_mm, spec.spacing_mm, spec.shape_DHW):
+        resampled = round((size - 1) * mm / step + 1)
+        first = -((wanted - resampled) // 2) if resampled < wanted else resampled // 2 - wanted // 2
+        middle.append((first + (wanted - 1) / 2) * step / mm)
+    return image.affine[:3] @ [*middle, 1.0]
 
 
 def _body_centre(x_DHW: Tensor, spacing_mm: tuple[float, float, float], threshold: float) -> list[float]:

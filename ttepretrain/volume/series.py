@@ -6,12 +6,12 @@ DICOM's patient axes are LPS; the affine that leaves this file is RAS+.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from ttepretrain.errors import BadStudy
-from ttepretrain.volume.checks import MIN_SLICES, SPACING_RANGE_MM, Flag, Reason
+from ttepretrain.volume.checks import MIN_SLICES, Flag, Reason
+from ttepretrain.volume.tags import SliceHeader
 
 SAME_POSITION_MM = 0.01
 EVEN_MM = 0.1  # headers round positions to tenths
@@ -19,20 +19,6 @@ EVEN_FRACTION = 0.05  # of the step
 SHIFT_MM = 0.5  # sideways departure of a slice from the line of its neighbours
 RUN_GAPS = 4  # wider steps side by side that count as a protocol's own spacing rather than as holes
 FINEST_STEP_MM = 0.5  # of the even grid that uneven slices are interpolated onto
-
-
-@dataclass(frozen=True)
-class SliceHeader:
-    """Where one CT image lies and how its values are scaled."""
-
-    file: Path
-    instance_uid: str  # breaks ties of order; never shown
-    shape_HW: tuple[int, int]
-    spacing_HW_mm: tuple[float, float]
-    direction_WH: np.ndarray  # [2, 3] LPS: along a row, along a column
-    position: np.ndarray  # [3] LPS mm, centre of the first pixel
-    slope: float
-    intercept: float
 
 
 @dataclass(frozen=True)
@@ -46,25 +32,20 @@ class Stack:
     flags: tuple[Flag, ...]
 
 
-def arrange(slices: list[SliceHeader]) -> Stack:
+def arrange(slices: list[SliceHeader], max_gap_mm: float) -> Stack:
     """The slices of one series as a stack; BadStudy when they do not make one volume."""
     first = slices[0]
-    if any(s.shape_HW != first.shape_HW for s in slices):
-        raise BadStudy(Reason.MIXED_GEOMETRY, "slices of different matrix size")
-    if not all(np.allclose(s.spacing_HW_mm, first.spacing_HW_mm, rtol=1e-3, atol=0) for s in slices):
-        raise BadStudy(Reason.MIXED_GEOMETRY, "slices of different pixel spacing")
-    if not all(np.allclose(s.direction_WH, first.direction_WH, rtol=0, atol=1e-3) for s in slices):
-        raise BadStudy(Reason.MIXED_GEOMETRY, "slices of different orientation")
-    along_W, along_H = first.direction_WH
-    if not np.allclose(first.direction_WH @ first.direction_WH.T, np.eye(2), rtol=0, atol=1e-2):
-        raise BadStudy(Reason.BAD_AFFINE, "row and column directions are not perpendicular unit vectors")
-
+    along_W, along_H = _one_geometry(slices)
     normal = np.cross(along_W, along_H)
-    slices = sorted(slices, key=lambda s: (float(s.position @ normal), s.instance_uid))
-    places = [[slices[0]]]
-    for header in slices[1:]:
-        near = header.position @ normal - places[-1][0].position @ normal <= SAME_POSITION_MM
-        places[-1].append(header) if near else places.append([header])
+    heights_mm = [float(s.position @ normal) for s in slices]
+    order = sorted(range(len(slices)), key=lambda i: (heights_mm[i], slices[i].instance_uid))
+    places, place_mm = [], -np.inf
+    for i in order:
+        if heights_mm[i] - place_mm <= SAME_POSITION_MM:
+            places[-1].append(slices[i])
+        else:
+            places.append([slices[i]])
+            place_mm = heights_mm[i]
     if len(places) < MIN_SLICES:
         raise BadStudy(Reason.TOO_FEW_SLICES, f"{len(places)} slice positions, at least {MIN_SLICES} make a volume")
 
@@ -73,7 +54,7 @@ def arrange(slices: list[SliceHeader]) -> Stack:
     line = (positions[-1] - positions[0]) / offsets_mm[-1]  # mm moved per mm along the normal; leans under gantry tilt
     if np.linalg.norm(positions - positions[0] - offsets_mm[:, None] * line, axis=1).max() > SHIFT_MM:
         raise BadStudy(Reason.MIXED_GEOMETRY, "slices are shifted sideways against each other")
-    grid_mm, flags = _even_grid(offsets_mm)
+    grid_mm, flags = _even_grid(offsets_mm, max_gap_mm)
 
     affine = np.eye(4)
     affine[:3, 0] = line * (grid_mm[1] - grid_mm[0])
@@ -84,7 +65,21 @@ def arrange(slices: list[SliceHeader]) -> Stack:
     return Stack(places, offsets_mm, affine, grid_mm, flags)
 
 
-def _even_grid(offsets_mm: np.ndarray) -> tuple[np.ndarray, tuple[Flag, ...]]:
+def _one_geometry(slices: list[SliceHeader]) -> np.ndarray:
+    """The directions [2, 3] along rows and columns that all slices share; BadStudy where they differ."""
+    first = slices[0]
+    if any(s.shape_HW != first.shape_HW for s in slices):
+        raise BadStudy(Reason.MIXED_GEOMETRY, "slices of different matrix size")
+    if not np.allclose([s.spacing_HW_mm for s in slices], first.spacing_HW_mm, rtol=1e-3, atol=0):
+        raise BadStudy(Reason.MIXED_GEOMETRY, "slices of different pixel spacing")
+    if not np.allclose([s.direction_WH for s in slices], first.direction_WH, rtol=0, atol=1e-3):
+        raise BadStudy(Reason.MIXED_GEOMETRY, "slices of different orientation")
+    if not np.allclose(first.direction_WH @ first.direction_WH.T, np.eye(2), rtol=0, atol=1e-2):
+        raise BadStudy(Reason.BAD_AFFINE, "row and column directions are not perpendicular unit vectors")
+    return first.direction_WH
+
+
+def _even_grid(offsets_mm: np.ndarray, max_gap_mm: float) -> tuple[np.ndarray, tuple[Flag, ...]]:
     """An even grid over the offsets: theirs when they are even, else one with the smallest step; refuses a gap.
 
     2 2 2 2 2 2  even        2 2 4 4 4 4  runs: interpolated, flagged        2 2 4 2 2 2  a slice is missing
@@ -93,9 +88,11 @@ def _even_grid(offsets_mm: np.ndarray) -> tuple[np.ndarray, tuple[Flag, ...]]:
     step = extent / (count - 1)
     even_mm = np.arange(count) * step
     if np.abs(offsets_mm - even_mm).max() <= max(EVEN_MM, EVEN_FRACTION * step):
+        if step > max_gap_mm + EVEN_MM:
+            raise BadStudy(Reason.BAD_SPACING, f"{step:.4g} mm between slices, at most {max_gap_mm:g} is allowed")
         return even_mm, ()
     gaps = np.diff(offsets_mm)
-    if gaps.max() > SPACING_RANGE_MM[1]:
+    if gaps.max() > max_gap_mm:
         raise BadStudy(Reason.MISSING_SLICE, f"a gap of {gaps.max():.1f} mm between slices")
     for i in range(len(gaps)):
         if _is_hole(gaps, i):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ttepretrain.config import require, require_choice
+from ttepretrain.volume.choice import DEFAULT_READING, MAX_GAP_MM, Reading, SeriesConfig
 
 # Part of every cache key: raise it when the same input would give other voxels.
 PREPROCESS_VERSION = 1
@@ -23,10 +24,14 @@ class VolumeSpec:
     D towards the head (superior), H towards the front (anterior), W towards the patient's right: RAS+ read backwards.
     """
 
-    spacing_mm: tuple[float, float, float]  # D H W
+    spacing_mm: tuple[float, float, float]  # D H W; nominal where fit is `stretch`
     shape_DHW: tuple[int, int, int]
     hu_range: tuple[int, int]  # stored values are clipped to it; air outside the scan is hu_range[0]
     windows: tuple[Window, ...]  # one input channel each
+    # body: the grid is centred on the body; image: on the image; stretch: the image's own axes are averaged onto the
+    # shape, whatever its spacing and orientation, and its lowest and highest value become hu_range
+    fit: str = "body"
+    reading: Reading = DEFAULT_READING
 
     @property
     def num_channels(self) -> int:
@@ -39,7 +44,12 @@ class VolumeSpec:
             "hu_range": list(self.hu_range),
             "windows": [list(w) for w in self.windows],
             "preprocess_version": PREPROCESS_VERSION,
-        }
+        } | self.beyond_grid()
+
+    def beyond_grid(self) -> dict:
+        """What else than the grid decides a stored voxel, where it is not the default: older documents lack it."""
+        reading = self.reading.not_default()
+        return ({} if self.fit == "body" else {"fit": self.fit}) | ({"reading": reading} if reading else {})
 
     @classmethod
     def from_json(cls, document: dict) -> VolumeSpec:
@@ -48,6 +58,8 @@ class VolumeSpec:
             tuple(document["shape_DHW"]),
             tuple(document["hu_range"]),
             tuple((c, w) for c, w in document["windows"]),
+            document.get("fit", "body"),
+            Reading.from_json(document.get("reading", {})),
         )
 
 
@@ -55,19 +67,30 @@ PRESETS = {
     "default": VolumeSpec((3.0, 1.5, 1.5), (160, 224, 224), (-1024, 3071), (LUNG, SOFT_TISSUE, BONE)),
     # For a laptop's CPU: the chest of an adult in 150 thousand voxels.
     "small": VolumeSpec((6.0, 6.0, 6.0), (48, 56, 56), (-1024, 3071), (LUNG, SOFT_TISSUE, BONE)),
+    # Merlin's published input: its single window leaves [0, 1], since stored values end at 1000 HU.
+    "merlin": VolumeSpec((3.0, 1.5, 1.5), (160, 224, 224), (-1000, 1000), ((-1000.0, 4000.0),), "image"),
+    # The paper's own input, for comparison: minimum and maximum of each scan become 0 and 1.
+    "reference": VolumeSpec((1.0, 1.0, 1.0), (224, 224, 224), (-32768, 32767), ((-32768.0, 131070.0),), "stretch"),
 }
 
 
 @dataclass
 class VolumeConfig:
-    preset: str = "default"  # default | small
+    preset: str = "default"  # default | small | merlin | reference
     spacing_mm: list[float] | None = None  # D H W; None: the preset's
     shape_DHW: list[int] | None = None  # voxels; None: the preset's
     hu_range: list[int] | None = None  # lowest, highest stored HU; None: the preset's
     windows: list[list[float]] | None = None  # [[centre, width], ...] in HU, a channel each; None: the preset's
+    series: SeriesConfig = field(default_factory=SeriesConfig)  # which DICOM series is read
+    max_gap_mm: float = MAX_GAP_MM  # a wider step between DICOM slices refuses the study
 
     def __post_init__(self) -> None:
         require_choice("volume.preset", self.preset, sorted(PRESETS))
+        require(0 < self.max_gap_mm <= MAX_GAP_MM, "volume.max_gap_mm", self.max_gap_mm, "must lie in (0, 10]")
+        stretched = PRESETS[self.preset].fit == "stretch"
+        for key in ("spacing_mm", "hu_range", "windows"):
+            value = getattr(self, key)
+            require(not stretched or value is None, f"volume.{key}", value, f"has no meaning with {self.preset}")
         if self.spacing_mm is not None:
             require(
                 len(self.spacing_mm) == 3 and all(0.1 <= s <= 20 for s in self.spacing_mm),
@@ -97,4 +120,6 @@ class VolumeConfig:
             tuple(self.shape_DHW or preset.shape_DHW),
             tuple(self.hu_range or preset.hu_range),
             tuple((c, w) for c, w in self.windows) if self.windows else preset.windows,
+            preset.fit,
+            self.series.resolve(self.max_gap_mm),
         )

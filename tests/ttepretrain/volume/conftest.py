@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from pydicom import Dataset
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.sequence import Sequence
+from pydicom.uid import UID, CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 # centre and radii in RAS+ mm, HU: later ones lie inside earlier ones
 ORGANS = (
@@ -113,6 +114,68 @@ def write_dicom_series(
         FileDataset(str(file), dataset, file_meta=meta, preamble=b"\0" * 128).save_as(file, enforce_file_format=True)
         files.append(file)
     return files
+
+
+def _item(**values) -> Sequence:
+    dataset = Dataset()
+    for keyword, value in values.items():
+        setattr(dataset, keyword, value)
+    return Sequence([dataset])
+
+
+def enhanced_ct(hu_DHW, affine, order, edit=None, per_frame=()) -> FileDataset:
+    """Enhanced CT whose frames are the slices in `order`; `per_frame`: groups that each frame states itself.
+
+    Odd slices have slope 2, where the transformation is stated frame by frame.
+    """
+    spacing_mm, to_lps = np.linalg.norm(affine[:3, :3], axis=0), np.diag([-1.0, -1.0, 1.0])
+    dataset = Dataset()
+    dataset.SOPClassUID, dataset.SOPInstanceUID = EnhancedCTImageStorage, generate_uid()
+    dataset.SeriesInstanceUID = dataset.StudyInstanceUID = generate_uid()
+    dataset.PatientID, dataset.Modality, dataset.ImageType = "canary-patient", "CT", ["ORIGINAL", "PRIMARY", "VOLUME"]
+    dataset.Rows, dataset.Columns = hu_DHW.shape[1:]
+    dataset.NumberOfFrames = len(order)
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 0
+    along = [f"{v:.10g}" for axis in (2, 1) for v in to_lps @ affine[:3, axis] / spacing_mm[axis]]
+    groups = {
+        "PlaneOrientationSequence": lambda _: _item(ImageOrientationPatient=along),
+        "PixelMeasuresSequence": lambda _: _item(PixelSpacing=list(spacing_mm[1:]), SliceThickness=2.0),
+        "PixelValueTransformationSequence": lambda d: _item(
+            RescaleSlope=slope(d), RescaleIntercept=-1024 * slope(d), RescaleType="HU"
+        ),
+        "CTImageFrameTypeSequence": lambda _: _item(FrameType=["ORIGINAL", "PRIMARY", "VOLUME"]),
+    }
+
+    def slope(d):
+        return 1 + d % 2 if "PixelValueTransformationSequence" in per_frame else 1
+
+    shared, frames = Dataset(), []
+    for keyword in groups.keys() - set(per_frame):
+        setattr(shared, keyword, groups[keyword](0))
+    for d in order:
+        frame = Dataset()
+        frame.PlanePositionSequence = _item(
+            ImagePositionPatient=[f"{v:.10g}" for v in to_lps @ (affine @ [d, 0, 0, 1])[:3]]
+        )
+        for keyword in per_frame:
+            setattr(frame, keyword, groups[keyword](d))
+        frames.append(frame)
+    dataset.SharedFunctionalGroupsSequence = Sequence([shared])
+    dataset.PerFrameFunctionalGroupsSequence = Sequence(frames)
+    stored = [(hu_DHW[d].astype(np.int32) // slope(d) + 1024).astype(np.uint16) for d in order]
+    dataset.PixelData = np.stack(stored).tobytes()
+    if edit is not None:
+        edit(dataset)
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = dataset.SOPClassUID, dataset.SOPInstanceUID
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    return FileDataset("", dataset, file_meta=meta, preamble=b"\0" * 128)
+
+
+@pytest.fixture(scope="session")
+def enhanced():
+    return enhanced_ct
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,6 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.uid import (
-    DeflatedExplicitVRLittleEndian,
     EnhancedCTImageStorage,
     ImplicitVRLittleEndian,
     MRImageStorage,
@@ -61,6 +60,7 @@ def test_a_normal_series_is_read_as_written(folder, chest, write_series):
     assert image.flags == ()
 
 
+# B11
 @pytest.mark.parametrize("number", ["reversed", "constant", "missing"])
 def test_instance_numbers_do_not_matter(folder, chest, write_series, number):
     def renumber(d, dataset):
@@ -82,6 +82,7 @@ def test_slices_are_ordered_along_the_normal_whatever_the_direction(folder, ches
         assert image.hu_DHW[tuple(same)] == hu_DHW[index]
 
 
+# B7
 def test_a_missing_slice_is_refused(folder, chest, write_series):
     write_series(folder, *chest)[5].unlink()
     assert reason_of(folder) == Reason.MISSING_SLICE
@@ -102,6 +103,7 @@ def test_a_missing_end_is_not_seen_and_not_claimed(folder, chest, write_series):
     np.testing.assert_array_equal(read_dicom(folder).hu_DHW, chest[0][:-2])
 
 
+# B8
 def test_an_identical_duplicate_is_dropped_and_flagged(folder, chest, write_series):
     files = write_series(folder, *chest)
     shutil.copy(files[4], folder / "copy.dcm")
@@ -110,6 +112,7 @@ def test_an_identical_duplicate_is_dropped_and_flagged(folder, chest, write_seri
     assert image.flags == (Flag.DUPLICATE_DROPPED,)
 
 
+# B8
 def test_two_pictures_at_one_position_are_refused(folder, chest, write_series):
     files = write_series(folder, *chest)
     shutil.copy(files[4], folder / "copy.dcm")
@@ -117,6 +120,7 @@ def test_two_pictures_at_one_position_are_refused(folder, chest, write_series):
     assert reason_of(folder) == Reason.DUPLICATE_SLICE
 
 
+# B9
 def test_spacing_in_runs_is_resampled_onto_an_even_grid(folder, geometry, write_series):
     """2 mm steps, then 4 mm steps, of a volume that is linear along the slices: interpolation is exact."""
     z_mm = np.array([0, 2, 4, 6, 8, 10, 14, 18, 22, 26.0])
@@ -150,6 +154,7 @@ def test_positions_rounded_to_tenths_are_even(folder, chest, geometry, write_ser
     assert image.spacing_mm[0] == pytest.approx(0.625, abs=0.01)
 
 
+# B10
 @pytest.mark.parametrize("degrees", [-25, -15, 5, 20])
 def test_gantry_tilt_is_undone_to_half_a_voxel(folder, geometry, write_series, degrees):
     """A tilted scan of the chest and a straight one give the same volume."""
@@ -176,6 +181,7 @@ def test_gantry_tilt_is_undone_to_half_a_voxel(folder, geometry, write_series, d
     assert errors[1].mean() < 0.7 * half_voxel.mean()
 
 
+# B12
 def test_the_larger_of_two_series_is_read_and_the_other_flagged(folder, chest, write_series):
     hu_DHW, affine = chest
     write_series(folder, hu_DHW[:7] + 1, affine, series=2)
@@ -203,6 +209,7 @@ def test_a_file_stands_for_its_series(folder, chest, write_series):
     assert reason_of(folder / "notes.txt") == Reason.NOT_DICOM
 
 
+# B14
 def test_slope_and_sign_may_differ_from_slice_to_slice(folder, chest, write_series):
     hu_DHW, affine = chest
 
@@ -227,6 +234,7 @@ def test_a_fractional_slope_gives_fractional_hu(folder, chest, write_series):
     np.testing.assert_allclose(hu_DHW, (chest[0] + 1024.0) * 0.5 - 1024)
 
 
+# B12
 def test_a_localizer_in_the_series_is_dropped_and_flagged(folder, chest, write_series):
     hu_DHW, affine = chest
 
@@ -242,6 +250,7 @@ def test_a_localizer_in_the_series_is_dropped_and_flagged(folder, chest, write_s
     assert reason_of(scout[0].parent) == Reason.LOCALIZER
 
 
+# B12
 @pytest.mark.parametrize("what", ["rows", "spacing", "orientation", "sideways"])
 def test_slices_that_do_not_fit_together_are_refused(folder, chest, write_series, what):
     def misfit(d, dataset):
@@ -261,18 +270,21 @@ def test_slices_that_do_not_fit_together_are_refused(folder, chest, write_series
     assert reason_of(folder) == Reason.MIXED_GEOMETRY
 
 
+# B13
 @pytest.mark.parametrize("keyword", ["PatientID", "StudyInstanceUID"])
 def test_two_identities_in_one_series_are_refused(folder, chest, write_series, keyword):
     write_series(folder, *chest, edit=lambda d, ds: d == 3 and setattr(ds, keyword, "1.2.3.4"))
     assert reason_of(folder) == Reason.IDENTITY_CONFLICT
 
 
+# B13
 def test_two_patients_in_one_folder_are_refused(folder, chest, write_series):
     write_series(folder, *chest)
     write_series(folder, *chest, series=2, edit=lambda _, ds: setattr(ds, "PatientID", "another"))
     assert reason_of(folder) == Reason.IDENTITY_CONFLICT
 
 
+# A11
 def test_two_slices_are_too_few(folder, chest, write_series):
     write_series(folder, chest[0][5:7], chest[1])
     assert reason_of(folder) == Reason.TOO_FEW_SLICES
@@ -281,6 +293,7 @@ def test_two_slices_are_too_few(folder, chest, write_series):
 # -- values -----------------------------------------------------------------------------------------------------------
 
 
+# B14
 def test_unused_bits_are_cleared_and_padding_becomes_air(folder, chest, write_series):
     hu_DHW, affine = chest
 
@@ -297,6 +310,7 @@ def test_unused_bits_are_cleared_and_padding_becomes_air(folder, chest, write_se
     np.testing.assert_array_equal(image.hu_DHW[:, 2:], hu_DHW[:, 2:])
 
 
+# B14
 @pytest.mark.parametrize("written", [-2000, 65536 - 2000])
 def test_signed_padding_below_air(folder, chest, write_series, written):
     hu_DHW, affine = chest
@@ -314,6 +328,7 @@ def test_signed_padding_below_air(folder, chest, write_series, written):
     np.testing.assert_array_equal(image.hu_DHW[:, :, 3:], hu_DHW[:, :, 3:])
 
 
+# B1 (Rows, NumberOfFrames), B6, B16
 @pytest.mark.parametrize(
     ("keyword", "value", "reason"),
     [
@@ -371,6 +386,7 @@ def raw_element(keyword, vr, value):
 # -- files ------------------------------------------------------------------------------------------------------------
 
 
+# B4
 def test_truncated_pixels_and_headers_are_refused(folder, chest, write_series):
     files = write_series(folder, *chest)
     whole = files[4].read_bytes()
@@ -379,6 +395,7 @@ def test_truncated_pixels_and_headers_are_refused(folder, chest, write_series):
         assert reason_of(folder) in (Reason.TRUNCATED, Reason.UNREADABLE), keep
 
 
+# B4
 def test_what_is_no_dicom(folder):
     folder.mkdir()
     assert reason_of(folder) == Reason.NOT_DICOM
@@ -387,6 +404,7 @@ def test_what_is_no_dicom(folder):
     assert reason_of(folder) == Reason.NOT_DICOM
 
 
+# B4
 def test_a_report_is_no_image(folder, chest, write_series):
     def report(_, dataset):
         dataset.SOPClassUID, dataset.Modality = "1.2.840.10008.5.1.4.1.1.88.11", "SR"
@@ -395,13 +413,6 @@ def test_a_report_is_no_image(folder, chest, write_series):
 
     write_series(folder, chest[0][:1], chest[1], edit=report)
     assert reason_of(folder) == Reason.NOT_IMAGE
-
-
-def test_deflated_files_are_refused_before_they_are_inflated(folder, chest, write_series, monkeypatch):
-    write_series(folder, *chest, syntax=DeflatedExplicitVRLittleEndian)
-    monkeypatch.setattr("zlib.decompress", None)
-    monkeypatch.setattr("zlib.decompressobj", None)
-    assert reason_of(folder) == Reason.UNSUPPORTED_SYNTAX
 
 
 @pytest.mark.parametrize(
@@ -434,20 +445,6 @@ def test_lossless_syntaxes_give_the_same_hu(folder, chest, write_series, syntax)
     assert image.flags == ()
 
 
-def test_a_syntax_without_its_decoder_names_the_extra(folder, chest, write_series, monkeypatch):
-    for file in write_series(folder, *chest):
-        dataset = pydicom.dcmread(file)
-        dataset.compress(RLELossless)
-        dataset.save_as(file)
-
-    class Missing:
-        is_available = False
-
-    monkeypatch.setattr("ttepretrain.volume.pixels.get_decoder", lambda _: Missing())
-    with pytest.raises(BadStudy, match=r"UNSUPPORTED_SYNTAX.*ttepretrain\[codecs\]"):
-        read_dicom(folder)
-
-
 def test_a_damaged_compressed_slice_is_refused_in_silence(folder, chest, write_series, capfd):
     files = write_series(folder, *chest)
     for file in files:
@@ -460,6 +457,7 @@ def test_a_damaged_compressed_slice_is_refused_in_silence(folder, chest, write_s
     assert capfd.readouterr() == ("", "")
 
 
+# B18
 def test_nothing_that_names_a_patient_leaves_the_reader(folder, chest, write_series, capfd, caplog):
     """Odd values that pydicom likes to quote, free text in the kept tags, and every refusal above stay silent."""
 
@@ -471,6 +469,8 @@ def test_nothing_that_names_a_patient_leaves_the_reader(folder, chest, write_ser
         dataset._dict[pydicom.tag.Tag("InstanceNumber")] = raw_element("InstanceNumber", "IS", "Canary")
         dataset.Manufacturer, dataset.ConvolutionKernel = "Canary Hospital", "for J. Canary"
         dataset.ContrastBolusAgent = "Canary 370"
+        dataset.private_block(0x0099, "CANARY", create=True).add_new(1, "LO", "Canary^Name")
+        dataset.add_new((0x6000, 0x3000), "OW", b"Canary" * 100)  # an overlay
 
     with warnings.catch_warnings(action="ignore"):  # pydicom warns of what it is told to write
         write_series(folder, *chest, edit=canaries)
@@ -484,29 +484,10 @@ def test_nothing_that_names_a_patient_leaves_the_reader(folder, chest, write_ser
     assert image.acquisition["contrast"] is True
 
 
+# A11
 def test_an_mr_series_is_no_ct(folder, chest, write_series):
     def mr(_, dataset):
         dataset.SOPClassUID, dataset.Modality, dataset.SeriesInstanceUID = MRImageStorage, "MR", generate_uid()
 
     write_series(folder, *chest, edit=mr, syntax=ImplicitVRLittleEndian)
     assert reason_of(folder) == Reason.NOT_CT
-
-
-def test_mutated_headers_end_in_a_declared_reason(folder, chest, geometry, write_series):
-    """Bytes of one slice's header changed at random: the folder is read or refused, never another exception."""
-    hu_DHW = chest[0][:4, ::3, ::4]
-    files = write_series(folder, hu_DHW, geometry.dicom_affine(hu_DHW.shape, (8.0, 8.0, 9.0)))
-    whole = files[2].read_bytes()
-    rng = np.random.default_rng(11)
-    reasons = set()
-    for _ in range(300):
-        damaged = bytearray(whole)
-        for at in rng.integers(0, len(whole) - hu_DHW[0].size * 2, rng.integers(1, 5)):
-            damaged[at] = rng.integers(256)
-        files[2].write_bytes(damaged)
-        try:
-            read_ct(folder)
-        except BadStudy as refusal:
-            reasons.add(refusal.code)
-    assert reasons <= set(Reason)
-    assert len(reasons) > 4

@@ -70,11 +70,13 @@ def test_a_slope_is_applied(scan, chest):
     np.testing.assert_allclose(read_nifti(scan).hu_DHW, chest[0] * 0.5 - 10)
 
 
+# A5
 @pytest.mark.parametrize("values", [(math.nan, 0), (0, 0), (math.inf, 0), (3e38, 0), (1, math.nan), (-1, 0), (1, 1e30)])
 def test_a_scaling_that_cannot_be_meant_is_never_taken_as_none(scan, values):
     assert reason_of(edited(scan, ("<2f", SLOPE, *values))) == Reason.BAD_SCALING
 
 
+# A6, A8, A9
 @pytest.mark.parametrize(
     ("edits", "reason"),
     [
@@ -112,6 +114,7 @@ def test_a_broken_header_is_refused(scan, edits, reason):
     assert reason_of(edited(scan, *edits)) == reason
 
 
+# A8
 def test_disagreeing_affines_follow_the_sform_and_are_flagged(scan, chest):
     image = read_ct(edited(scan, ("<f", QOFFSET_X, 500.0)))
     np.testing.assert_allclose(image.affine, chest[1], atol=1e-4)
@@ -122,6 +125,7 @@ def test_without_an_sform_the_qform_counts(scan, chest):
     np.testing.assert_allclose(read_ct(edited(scan, ("<h", SFORM_CODE, 0))).affine, chest[1], atol=1e-3)
 
 
+# A1
 @pytest.mark.parametrize("keep", [0.5, -8, -1, -4000])
 def test_a_cut_gzip_stream_is_truncated(tmp_path, chest, write_nifti, keep):
     path = write_nifti(tmp_path / "scan.nii.gz", *chest)
@@ -130,6 +134,7 @@ def test_a_cut_gzip_stream_is_truncated(tmp_path, chest, write_nifti, keep):
     assert reason_of(path) == Reason.TRUNCATED
 
 
+# A2
 def test_a_flipped_byte_in_a_gzip_stream_is_seen(tmp_path, chest, write_nifti):
     path = write_nifti(tmp_path / "scan.nii.gz", *chest)
     data = path.read_bytes()
@@ -145,6 +150,7 @@ def test_a_short_plain_file_is_truncated(scan):
     assert reason_of(scan) == Reason.TRUNCATED
 
 
+# A7
 def test_a_bomb_is_refused_by_its_header(tmp_path, scan):
     """8.6 GB of zeros in a few MB, header and all; and a small volume with a large tail."""
     header = bytearray(scan.read_bytes()[:352])
@@ -158,17 +164,20 @@ def test_a_bomb_is_refused_by_its_header(tmp_path, scan):
     assert reason_of(bomb) == Reason.TOO_LARGE
 
 
+# A4
 @pytest.mark.parametrize("name", ["empty.nii.gz", "empty.nii", "text.nii.gz", "text.nii"])
 def test_what_is_no_nifti(tmp_path, name):
     (tmp_path / name).write_bytes(b"" if "empty" in name else b"these are no voxels\n" * 40)
     assert reason_of(tmp_path / name) == Reason.NOT_NIFTI
 
 
+# A4
 def test_a_folder_called_nifti(tmp_path):
     (tmp_path / "x.nii.gz").mkdir()
     assert reason_of(tmp_path / "x.nii.gz") == Reason.NOT_NIFTI
 
 
+# A10, A11
 def test_implausible_values_are_refused(tmp_path, chest, write_nifti):
     hu_DHW, affine = chest
     outliers = hu_DHW.astype(np.float32)

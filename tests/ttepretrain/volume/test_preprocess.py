@@ -108,6 +108,7 @@ def test_air_fills_what_the_scan_does_not_cover_and_values_stay_in_range(tmp_pat
     assert (out[-10:] == -1000).all()
 
 
+# A16
 def test_twice_is_the_same_bytes_and_names_do_not_matter(tmp_path, chest, write_series):
     files = write_series(tmp_path / "scan", *chest)
     first = preprocess_ct(tmp_path / "scan", SPEC)
@@ -119,6 +120,7 @@ def test_twice_is_the_same_bytes_and_names_do_not_matter(tmp_path, chest, write_
     assert second.source_hash == first.source_hash == source_hash(tmp_path / "odd\nname -é")
 
 
+# A3, A13: the bytes decide, not name or date
 def test_one_other_byte_is_another_hash(tmp_path, chest, write_series):
     files = write_series(tmp_path / "scan", *chest)
     before = source_hash(tmp_path / "scan")
@@ -128,6 +130,7 @@ def test_one_other_byte_is_another_hash(tmp_path, chest, write_series):
     assert source_hash(tmp_path / "scan") != before
 
 
+# A4
 def test_a_path_that_is_not_there_or_leads_in_circles(tmp_path):
     (tmp_path / "loop.nii.gz").symlink_to(tmp_path / "loop.nii.gz")
     for name, reason in (
@@ -144,6 +147,7 @@ def test_a_path_that_is_not_there_or_leads_in_circles(tmp_path):
         assert refusal.value.code == reason
 
 
+# A14, A15
 def test_a_file_that_may_not_be_read_is_refused_and_a_failing_disk_is_not(tmp_path, chest, write_nifti, monkeypatch):
     """Tests run as root, so the refusal of the operating system is put in its place."""
     path = write_nifti(tmp_path / "scan.nii", *chest)
