@@ -1,7 +1,7 @@
 """The volume cache: one blosc2 file per content, found by a hash of the image bytes before anything is decoded.
 
 volumes/<content_key>.b2nd    int16 [D, H, W] HU on the spec's grid
-                              + "record": what else a row of volumes.parquet says, "seal": hash of both
+                              + "record": what else a row of volumes.parquet says, "seal": hash of name and both
 """
 
 from __future__ import annotations
@@ -33,17 +33,18 @@ class VolumeRecord:
 
 
 def content_key(source_hash: str, selected: str, spec: VolumeSpec) -> str:
-    """Name of the volume that `spec` makes of these bytes, of the series that the file `selected` belongs to.
+    """Name of the volume that `spec` makes of these bytes, of what `selected` names among them.
 
     Windows do not count: they are applied on the device.
     """
     grid = [list(spec.spacing_mm), list(spec.shape_DHW), list(spec.hu_range)]
-    document = json.dumps([source_hash, selected, PREPROCESS_VERSION, grid])
+    beyond = [spec.beyond_grid()] if spec.beyond_grid() else []
+    document = json.dumps([source_hash, selected, PREPROCESS_VERSION, grid, *beyond])
     return hashlib.sha256(document.encode()).hexdigest()[:40]
 
 
 def write_volume(path: Path, hu_DHW: np.ndarray, record: VolumeRecord) -> str:
-    """Write the file whole; returns the sha256 of its bytes. Equal input gives equal bytes."""
+    """Write the file whole; returns the sha256 of its bytes. Equal input under an equal name gives equal bytes."""
     import blosc2
 
     array = blosc2.asarray(
@@ -54,7 +55,7 @@ def write_volume(path: Path, hu_DHW: np.ndarray, record: VolumeRecord) -> str:
         ),
     )
     array.schunk.vlmeta["record"] = json.dumps(asdict(record), sort_keys=True)
-    array.schunk.vlmeta["seal"] = _seal(array.schunk.vlmeta["record"], hu_DHW)
+    array.schunk.vlmeta["seal"] = _seal(path, array.schunk.vlmeta["record"], hu_DHW)
     data = array.to_cframe()
     write_atomic(path, data)
     return hashlib.sha256(data).hexdigest()
@@ -73,14 +74,14 @@ def read_volume(path: Path, checksum: str) -> np.ndarray:
 
 
 def read_record(path: Path) -> tuple[VolumeRecord, str] | None:
-    """Record and sha256 of a cached file; None when it is absent or damaged (its content is not what was sealed)."""
+    """Record and sha256 of a cached file; None when it is absent or damaged (not what was sealed)."""
     import blosc2
 
     try:
         data = path.read_bytes()
         array = blosc2.ndarray_from_cframe(data, copy=False)
         text, seal = array.schunk.vlmeta["record"], array.schunk.vlmeta["seal"]
-        if seal != _seal(text, array[:]):
+        if seal != _seal(path, text, array[:]):
             return None
         return VolumeRecord(**json.loads(text)), hashlib.sha256(data).hexdigest()
     except (FileNotFoundError, RuntimeError, ValueError, KeyError, TypeError):
@@ -91,5 +92,6 @@ def hash_voxels(hu_DHW: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(hu_DHW, dtype="<i2")).hexdigest()
 
 
-def _seal(record: str, hu_DHW: np.ndarray) -> str:
-    return hashlib.sha256((record + hash_voxels(hu_DHW)).encode()).hexdigest()
+def _seal(path: Path, record: str, hu_DHW: np.ndarray) -> str:
+    """The name is part of it: a sound file of another study under this one's name is foreign."""
+    return hashlib.sha256((path.stem + record + hash_voxels(hu_DHW)).encode()).hexdigest()

@@ -35,6 +35,7 @@ class PrepareConfig:
     max_bad_fraction: float = 0.01  # bad studies beyond max(10, this share of all) stop the run with exit 3
     num_cpus: int | None = None  # Ray workers on this machine; None: all cores
     salt_file: str | None = None  # share one salt between related prepared folders
+    trust_mtime: bool = False  # take sources whose files kept size and date as unchanged, instead of hashing them
     split_seed: int = 0  # subject hash 70/10/20 where no table says
 
     def __post_init__(self) -> None:

@@ -11,7 +11,7 @@ import polars as pl
 from data.meds_labels import write_meds_labels
 from data.tables import write_parquet
 from data.task_figure import draw_tasks
-from ehr.bins import risk_set
+from ehr.bins import train_event_days
 from ttepretrain.files import replacing, write_atomic
 from ttepretrain.tasks import TaskSet
 
@@ -24,8 +24,11 @@ PICTURE = "tasks.png"  # where matplotlib is installed
 CSV_COLUMNS = ("code", "description", "prevalence", "score", "events", "patients", "rate_per_day")
 
 
-def write_label_files(folder: Path, result: LabelResult, phenotypes: pl.DataFrame) -> list[str]:
-    """Write them all; returns their names. phenotypes: rows of phenotypes.parquet, label tables included."""
+def write_label_files(folder: Path, result: LabelResult, phenotypes: pl.DataFrame, studies: pl.DataFrame) -> list[str]:
+    """Write them all; returns their names.
+
+    phenotypes: rows of phenotypes.parquet, label tables included. studies: study_id, subject_id, study_time of all.
+    """
     (folder / COVARIATES).parent.mkdir(exist_ok=True)
     with replacing(folder / "tasks.json") as temporary:
         result.tasks.save(temporary)
@@ -33,9 +36,8 @@ def write_label_files(folder: Path, result: LabelResult, phenotypes: pl.DataFram
     write_parquet(result.labels.sort("study_id", maintain_order=True), folder / "labels.parquet")
     write_parquet(phenotypes.sort("study_id", maintain_order=True), folder / "phenotypes.parquet")
     write_parquet(result.covariates.sort("study_id"), folder / COVARIATES)
-    names = [*ALWAYS, *write_meds_labels(folder, phenotypes, result.labels)]
-    events, _ = risk_set(result.labels.filter(pl.col("split") == "train"), result.tasks.recurrence)
-    picture = draw_tasks(result.tasks, events["days"].to_numpy())
+    names = [*ALWAYS, *write_meds_labels(folder, phenotypes, studies)]
+    picture = draw_tasks(result.tasks, train_event_days(result.labels, result.tasks.recurrence))
     (folder / PICTURE).unlink(missing_ok=True)
     if picture is not None:
         write_atomic(folder / PICTURE, picture)

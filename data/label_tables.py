@@ -10,6 +10,7 @@ the tasks.
 
 from __future__ import annotations
 
+import difflib
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -40,6 +41,7 @@ def read_label_tables(paths: Sequence[Path], declared: Mapping[str, str]) -> pl.
     repeated = rows.select("study_id", "phenotype", "horizon_days").is_duplicated().sum()
     if repeated:
         raise ConfigError(f"ehr.label_tables: {repeated} rows disagree about a study, phenotype and horizon; keep one")
+    _refuse_contradictions(rows)
     kinds = rows.select("phenotype", "kind").unique().sort("phenotype", "kind")
     for name, kind in kinds.iter_rows():
         if not re.fullmatch(NAME, name):
@@ -47,21 +49,51 @@ def read_label_tables(paths: Sequence[Path], declared: Mapping[str, str]) -> pl.
         if declared.get(name, kind) != kind or kinds["phenotype"].to_list().count(name) > 1:
             raise ConfigError(f"ehr.label_tables: {name} is prognosis in one place and diagnosis in another; decide")
     if unknown := sorted(set(kinds["phenotype"]) - set(declared)):
+        near = (difflib.get_close_matches(name, declared, n=1) for name in unknown)
+        names = (f"{name} (did you mean {match[0]}?)" if match else name for name, match in zip(unknown, near))
         log.warning(
-            f"ehr.label_tables: no codes are declared for {', '.join(unknown)}; codes that tell the same may be among "
+            f"ehr.label_tables: no codes are declared for {', '.join(names)}; codes that tell the same may be among "
             "the tasks, list them under ehr.exclude"
         )
     return rows
 
 
+def _refuse_contradictions(rows: pl.DataFrame) -> None:
+    """ConfigError where the answers about one study and phenotype cannot all be true.
+
+    It happened by every horizon that says true and by the time of an event; it did not by every horizon that says
+    false, by the time of a censoring, or before the time of an event.
+    """
+    label, event, horizon, time = (pl.col(name) for name in ("label", "event", "horizon_days", "time_days"))
+    timed = time.is_not_null()
+    answers = (
+        rows.filter(kind="prognosis")
+        .group_by("phenotype", "study_id")
+        .agg(
+            happened_by=pl.when(timed & event).then(time).when(~timed & label).then(horizon).min(),
+            not_by=pl.when(timed & ~event).then(time).when(~timed & ~label).then(horizon).max(),
+            not_before=pl.when(timed & event).then(time).min(),
+        )
+    )
+    wrong = answers.filter((pl.col("happened_by") <= pl.col("not_by")) | (pl.col("happened_by") < pl.col("not_before")))
+    if len(wrong):
+        names = ", ".join(wrong["phenotype"].unique().sort())
+        raise ConfigError(
+            f"ehr.label_tables: {len(wrong)} studies of {names} have answers that contradict each other, such as false "
+            "at 30 days beside an event on day 10; correct the tables"
+        )
+
+
 def with_label_tables(
-    own: pl.DataFrame, given: pl.DataFrame, study_ids: pl.Series, blackout_days: float
+    own: pl.DataFrame, given: pl.DataFrame, study_ids: pl.Series, labelled_ids: pl.Series, blackout_days: float
 ) -> tuple[pl.DataFrame, dict]:
     """Rows of phenotypes.parquet (`own` from codes, `given` instead where they name the phenotype), and counts.
 
-    Left out and counted: studies without labels, times inside the blackout.
+    study_ids: all studies. labelled_ids: those with follow-up; the others keep their diagnoses.
+    Left out and counted: studies not among them, times inside the blackout.
     """
-    known = given.filter(pl.col("study_id").is_in(study_ids.implode()))
+    asked = pl.when(kind="diagnosis").then(pl.col("study_id").is_in(study_ids.implode()))
+    known = given.filter(asked.otherwise(pl.col("study_id").is_in(labelled_ids.implode())))
     usable = known.filter((pl.col("time_days") > blackout_days).fill_null(True))
     named = given["phenotype"].unique()
     replaced = own.filter(pl.col("phenotype").is_in(named.implode()))["phenotype"].unique()
@@ -115,6 +147,8 @@ def _survival(table: pl.DataFrame, kind: pl.Series, key: str) -> dict[str, pl.Se
     event, time = _truth(table, "event", key), _days(table, "time_days", key)
     if event.null_count() or time.null_count() or (kind == "diagnosis").any():
         raise ConfigError(f"{key}: event and time_days must be filled in every row, and a diagnosis has none")
+    if (time < 0).any():
+        raise ConfigError(f"{key}: column time_days: {(time < 0).sum()} values lie before the study; it counts from it")
     return {
         "horizon_days": pl.lit(None, pl.Float64),
         "label": pl.when(event).then(True),

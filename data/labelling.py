@@ -69,12 +69,15 @@ def make_labels(
         with _scratch(folder) as scratch:
             result = build_labels(records.ehr, records.ontology, table, config, map_shards, fitted_on, scratch)
         phenotypes, counts = with_label_tables(
-            result.phenotypes, given, result.labels["study_id"], result.tasks.blackout_days
+            result.phenotypes, given, table["study_id"], result.labels["study_id"], result.tasks.blackout_days
         )
-        names = [*write_label_files(folder, result, phenotypes), *records.files]
-        counts = result.counts | records.counts | ({"label_tables": counts} if config.label_tables else {})
+        names = [*write_label_files(folder, result, phenotypes, table), *records.files]
+        untold = sorted(set(result.counts["phenotypes_without_rows"]) - set(given["phenotype"]))
+        counts = {"label_tables": counts} if config.label_tables else {}
+        counts |= result.counts | records.counts | {"phenotypes_without_rows": untold}
         counts |= {"frozen_tasks_fitted_on": frozen} if frozen else {}
         stamp = write_stamp(folder, STAMP, inputs, names, counts)
+    _warn_of_absent_codes(stamp["counts"])
     return LabelStage(
         pl.read_parquet(folder / "labels.parquet", columns=["study_id"]),
         pl.read_parquet(folder / COVARIATES),
@@ -121,6 +124,17 @@ def _frozen_tasks(folder: Path, tasks: Path, fitted_on: dict) -> str:
     return known
 
 
+def _warn_of_absent_codes(counts: dict) -> None:
+    """Of what the configuration speaks of and the data do not hold: a typo, or the codes of another vocabulary."""
+    if counts["phenotypes_without_rows"]:
+        log.warning(
+            f"ehr.phenotypes: no code of {', '.join(counts['phenotypes_without_rows'])} is in the data; they get "
+            "no labels. Name the codes as the data write them, or give labels through ehr.label_tables"
+        )
+    if counts["exclude_unmatched"]:
+        log.warning(f"ehr.exclude: {', '.join(counts['exclude_unmatched'])} mean nothing that the data hold")
+
+
 def _inputs(ehr, ontology, studies, config, fitted_on, map_shards) -> dict[str, str]:
     """Hash of everything that the label files are a function of, our own code included."""
     table = BytesIO()
@@ -138,6 +152,7 @@ def _inputs(ehr, ontology, studies, config, fitted_on, map_shards) -> dict[str, 
         "config": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
         "code": _folder_hash(REPOSITORY / "ehr", _map_here, "*.py"),
         "writers": _folder_hash(REPOSITORY / "data", _map_here, "*label*.py"),
+        "records": sha256_of(REPOSITORY / "data" / "records.py"),
     }
 
 

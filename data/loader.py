@@ -14,9 +14,7 @@ import hashlib
 import json
 import logging
 import time
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +22,7 @@ import numpy as np
 import torch
 
 from data.cache import read_volume
+from data.prefetch import prefetched
 from ttepretrain.batch import Batch
 from ttepretrain.errors import ConfigError, IntegrityError
 from ttepretrain.files import sha256_of
@@ -118,6 +117,7 @@ class BatchLoader:
         epoch: int = 0,
         start_position: int = 0,
         threads: int = 2,
+        device: torch.device | None = None,
     ):
         if batch_size < world:
             raise ConfigError(
@@ -130,14 +130,14 @@ class BatchLoader:
             )
         order = epoch_order(len(studies), seed, epoch)
         ends = range(start_position + batch_size, len(order) + 1, batch_size)
-        self._studies, self._order, self._threads = studies, order, threads
+        self._studies, self._order, self._threads, self._device = studies, order, threads, device
         self._batches = [np.arange(end - batch_size, end)[rank::world] for end in ends]
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        return _prefetched(self._studies, self._batches, self._read, self._threads)
+        return prefetched(self._studies, self._batches, self._read, self._threads, self._device)
 
     def _read(self, position: int) -> tuple[int, np.ndarray]:
         """Row and voxels at a position of the epoch, or of its substitute: other ranks wait for this batch."""
@@ -167,8 +167,9 @@ class EvaluationLoader:
         world: int = 1,
         threads: int = 2,
         most: int | None = None,
+        device: torch.device | None = None,
     ):
-        self._studies, self._threads = studies, threads
+        self._studies, self._threads, self._device = studies, threads, device
         num = len(studies) if most is None else min(most, len(studies))
         rows = np.arange(num) * len(studies) // max(num, 1)
         self._batches = [rows[s : s + batch_size][rank::world] for s in range(0, num, batch_size)]
@@ -177,7 +178,7 @@ class EvaluationLoader:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        return _prefetched(self._studies, self._batches, self._read, self._threads)
+        return prefetched(self._studies, self._batches, self._read, self._threads, self._device)
 
     def _read(self, row: int) -> tuple[int, np.ndarray]:
         try:
@@ -185,32 +186,6 @@ class EvaluationLoader:
         except OSError as error:
             key = self._studies.study_key[row]
             raise IntegrityError(f"study {key} cannot be read ({error.strerror}); run jobs.prepare again") from None
-
-
-def _prefetched(studies: PreparedStudies, batches, read, threads: int, ahead: int = 2) -> Iterator[Batch]:
-    """Batches in order; the volumes of the next `ahead` are read meanwhile."""
-    with ThreadPoolExecutor(threads, thread_name_prefix="volumes") as pool:
-        waiting: deque[list[Future]] = deque()
-        coming = iter(batches)
-        try:
-            while True:
-                while len(waiting) <= ahead and (slots := next(coming, None)) is not None:
-                    waiting.append([pool.submit(read, int(slot)) for slot in slots])
-                if not waiting:
-                    return
-                yield _collate(studies, [future.result() for future in waiting.popleft()])
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _collate(studies: PreparedStudies, loaded: list[tuple[int, np.ndarray]]) -> Batch:
-    rows = np.array([row for row, _ in loaded], np.int64)
-    hu_BDHW = np.empty((len(rows), *studies.spec.shape_DHW), np.int16)
-    for b, (_, hu_DHW) in enumerate(loaded):
-        hu_BDHW[b] = hu_DHW
-    return Batch.collate(
-        torch.from_numpy(hu_BDHW), torch.from_numpy(studies.study_rank[rows]), studies.labels.take(rows)
-    )
 
 
 def _read_patiently(studies: PreparedStudies, row: int) -> np.ndarray:

@@ -16,7 +16,8 @@ SPLITS = ("train", "tuning", "held_out")
 SPLIT_NAMES = {"train": "train", "tuning": "tuning", "held_out": "held_out", "valid": "tuning", "test": "held_out"}
 HASH_SHARES = (0.7, 0.8)  # upper ends of train and tuning: 70/10/20
 REQUIRED = ("study_id", "subject_id", "study_time")
-CONTRACT = (*REQUIRED, "image", "split", "series_uid")
+OPTIONAL = ("image", "split", "series_uid", "patient_id")
+CONTRACT = (*REQUIRED, *OPTIONAL)
 
 DATE = r"^\d{4}-\d{2}-\d{2}$"
 TIME = r"^\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}(:\d{2}(\.\d{1,9})?)?$"
@@ -26,8 +27,8 @@ TIME = r"^\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}(:\d{2}(\.\d{1,9})?)?$"
 class StudyTable:
     """Studies of the input table that can be used, and those that cannot."""
 
-    # study_id str, subject_id i64, study_time datetime[us], date_only bool, image str?, split str?, carried columns;
-    # unique and sorted by study_id
+    # study_id str, subject_id i64, study_time datetime[us], date_only bool, image str?, split str?, series_uid str?,
+    # patient_id str? (as the images name the patient), carried columns; unique and sorted by study_id
     frame: pl.DataFrame
     refused: list[Quarantined]
     num_rows: int  # of the input
@@ -56,15 +57,16 @@ def read_studies(path: Path, date_only: str, timezone: str | None) -> StudyTable
     rows = raw.unique(maintain_order=True)
     time, bare_date = _times(rows["study_time"], timezone)
     midnight = (time.dt.time() == pl.time(0)) if date_only == "midnight" else pl.lit(False)
-    optional = [name for name in ("image", "split") if name not in rows.columns]
+    absent = [pl.lit(None, pl.String).alias(name) for name in OPTIONAL if name not in rows.columns]
+    given = [name for name in ("series_uid", "patient_id") if name in rows.columns and rows[name].dtype != pl.Null]
     rows = rows.with_columns(
-        _text(rows, "study_id"),
+        *[_text(rows, name) for name in ("study_id", *given)],
         _whole_numbers(rows["subject_id"]),
         time.alias("study_time"),
-        *[pl.lit(None, pl.String).alias(name) for name in optional],
-    ).with_columns((pl.Series(bare_date) | midnight).alias("date_only"), pl.col("image", "split").cast(pl.String))
+        *absent,
+    ).with_columns((pl.Series(bare_date) | midnight).alias("date_only"), pl.col(OPTIONAL).cast(pl.String))
     frame, refused = _refuse(rows)
-    order = [*REQUIRED, "date_only", "image", "split"]
+    order = [*REQUIRED, "date_only", *OPTIONAL]
     carried = [name for name in frame.columns if name not in (*CONTRACT, "date_only")]
     return StudyTable(frame.select(*order, *carried).sort("study_id"), refused, raw.height, raw.height - rows.height)
 

@@ -15,12 +15,15 @@ from data.tables import write_parquet
 FOLDER = "labels_meds"
 
 
-def write_meds_labels(folder: Path, phenotypes: pl.DataFrame, labels: pl.DataFrame) -> list[str]:
-    """Replace all label files below `folder`; returns their names, relative to it."""
+def write_meds_labels(folder: Path, phenotypes: pl.DataFrame, studies: pl.DataFrame) -> list[str]:
+    """Replace all label files below `folder`; returns their names, relative to it.
+
+    studies: study_id, subject_id, study_time of every study of `phenotypes`; a diagnosis may be of one without labels.
+    """
     shutil.rmtree(folder / FOLDER, ignore_errors=True)
     binary = phenotypes.filter((pl.col("kind") == "diagnosis") | pl.col("horizon_days").is_not_null())
-    rows = binary.join(labels, on="study_id", maintain_order="left").select(
-        "phenotype", "horizon_days", "subject_id", prediction_time="index_time", boolean_value="label"
+    rows = binary.join(studies, on="study_id", maintain_order="left").select(
+        "phenotype", "horizon_days", "subject_id", prediction_time="study_time", boolean_value="label"
     )
     names = []
     for (phenotype, horizon), part in rows.partition_by(

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 import polars as pl
 
 from ttepretrain.errors import BadDataError
+from ttepretrain.scans import most_bad
 
 SCHEMA = {"study_id": pl.String, "stage": pl.String, "code": pl.String, "detail": pl.String}
-ALWAYS_ALLOWED = 10  # bad studies a run tolerates whatever their share, up to half of all
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Quarantine:
 
     def __init__(self, num_studies: int, max_bad_fraction: float):
         self.num_studies = num_studies
-        self.limit = min(max(ALWAYS_ALLOWED, max_bad_fraction * num_studies), num_studies / 2)
+        self.limit = most_bad(num_studies, max_bad_fraction)
         self.records: list[Quarantined] = []
 
     def extend(self, records: Iterable[Quarantined]) -> None:

@@ -7,6 +7,7 @@ concepts   input.ontology, or beside the OMOP tables -- pruned_vocabulary --> st
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -25,10 +26,11 @@ from ehr.config import EhrConfig
 from ehr.icd import icd_parents
 from ehr.phenotype_file import read_phenotypes
 from ehr.sources.conversion import convert_omop
-from ehr.sources.meds import MedsSource
+from ehr.sources.meds import MedsSource, read_metadata
+from ehr.sources.omop import Clock
 from ehr.sources.tables import Tables, find_tables
 from ttepretrain.errors import ConfigError
-from ttepretrain.files import crash_point, sync
+from ttepretrain.files import crash_point, sha256_of, sync
 
 MapShards = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
 
@@ -54,13 +56,14 @@ def open_records(
     inputs: hashes of `ehr`, `ontology` and our own `code`, among others. Raises ConfigError for an input that is
     neither MEDS nor OMOP, and what the conversion raises.
     """
-    inputs = {name: inputs[name] for name in ("ehr", "ontology", "code")}
+    inputs = {name: inputs[name] for name in ("ehr", "ontology", "code")} | {"records": sha256_of(Path(__file__))}
     tables, given = _tables(ehr, ontology)
     vocabularies = [found for found in (tables, given) if found is not None]
     meds, stamps = ehr, {}
     if tables is not None:
         meds = folder / MEDS
-        stamps["omop"] = _converted(folder, tables, vocabularies, inputs, config.timezone, map_shards)
+        clock = Clock(config.timezone, config.date_only)
+        stamps["omop"] = _converted(folder, tables, vocabularies, inputs, clock, map_shards)
         _refuse_bare_dates(stamps["omop"]["counts"], config)
     if vocabularies:
         source = MedsSource(meds.absolute(), config.timezone, config.date_only)
@@ -91,10 +94,10 @@ def _tables(ehr: Path, ontology: Path | None) -> tuple[Tables | None, Tables | N
 
 
 def _converted(
-    folder: Path, tables: Tables, vocabularies: list[Tables], inputs: dict, timezone: str | None, map_shards: MapShards
+    folder: Path, tables: Tables, vocabularies: list[Tables], inputs: dict, clock: Clock, map_shards: MapShards
 ) -> dict:
     """Stamp of stages/meds, which is made under another name first."""
-    inputs = inputs | {"timezone": timezone}
+    inputs = inputs | dataclasses.asdict(clock)
     stamp = read_stamp(folder, STAMPS["omop"], inputs)
     if stamp is not None:
         return stamp
@@ -103,7 +106,7 @@ def _converted(
         if leftover.exists():
             shutil.rmtree(leftover)
     unfinished.mkdir(parents=True)
-    counts = convert_omop(tables, vocabularies, unfinished.absolute(), timezone, map_shards)
+    counts = convert_omop(tables, vocabularies, unfinished.absolute(), clock, map_shards)
     names = sorted(path.relative_to(unfinished).as_posix() for path in unfinished.rglob("*") if path.is_file())
     for name in names:
         sync(unfinished / name)
@@ -129,10 +132,17 @@ def _pruned(
     if stamp is not None:
         return stamp
     seen = map_shards(source.codes, source.shards())
-    codes = pl.concat([*seen, pl.Series("code", referred, pl.String)]).unique()
+    codes = pl.concat([*seen, pl.Series("code", referred, pl.String), _listed_parents(source.folder)]).unique()
     # a code that no table knows may still lie below one that they do
     codes = pl.concat([codes, icd_parents(codes)["parent"].alias("code")]).unique()
     metadata, counts = pruned_vocabulary(vocabularies, codes)
     (folder / CODES).parent.mkdir(parents=True, exist_ok=True)
     write_parquet(metadata, folder / CODES)
     return write_stamp(folder, STAMPS["ontology"], inputs, [CODES], counts)
+
+
+def _listed_parents(meds: Path) -> pl.Series:
+    """Every code that the data set's own metadata calls a parent: the tables may know what lies above it."""
+    metadata = read_metadata(meds)
+    listed = pl.Series([], dtype=pl.String) if metadata is None else metadata["parent_codes"].explode().drop_nulls()
+    return listed.alias("code")

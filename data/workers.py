@@ -17,13 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ttepretrain.errors import IntegrityError
+from ttepretrain.errors import IntegrityError, ResourceError
 from ttepretrain.lock import folder_lock
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 OBJECT_STORE_BYTES = 256 << 20  # small records only; Ray's default is a third of the memory
 FOLDER_PREFIX = "tte-ray-"
 LEFTOVER_SECONDS = 3600.0  # younger folders may be about to be locked
+SLOW_START = "timed out during startup"  # in the text of a plain Exception; Ray's limit of 30 s is not for us to set
 MAX_DEATHS = 2  # workers one item may kill before it is given up
 
 # Inherited by the workers of a local session; on a cluster `ray start` runs with the job script's environment.
@@ -55,7 +56,7 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
     """Ray for the block: on this machine's loopback with `num_cpus` workers (None: all cores).
 
     With RAY_ADDRESS in the environment the session joins that cluster instead and leaves it running; the cluster and
-    this process then need the same RAY_AUTH_TOKEN.
+    this process then need the same RAY_AUTH_TOKEN. Raises ResourceError when the machine is too busy to start it.
     """
     pythonpath = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
     cluster = os.environ.get("RAY_ADDRESS", "")
@@ -73,7 +74,12 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
             "_node_ip_address": "127.0.0.1",
             "_temp_dir": str(folder),
         }
-        ray.init(log_to_driver=False, configure_logging=False, **({} if cluster else local))
+        try:
+            ray.init(log_to_driver=False, configure_logging=False, **({} if cluster else local))
+        except Exception as error:
+            if SLOW_START not in str(error):
+                raise
+            raise ResourceError("Ray's servers did not start in 30 s: the machine is overloaded; try again") from None
         try:
             yield
         finally:

@@ -2,7 +2,7 @@
 
 parents(c) = targets of `Maps to` where c is not standard, and ancestors one level up (CONCEPT_ANCESTOR, or `Is a` where
 that table is empty or absent). Relations marked invalid are not used. An invalid concept (D, U) has parents, and is
-never one.
+never one: what lies below it gets its parents instead.
 Only concept ids travel until the walk is done: 70 M relations leave some 20 M pairs of integers in memory.
 """
 
@@ -18,7 +18,7 @@ from ehr.sources.tables import Tables, batches
 from ttepretrain.errors import ConfigError
 
 _PAIRS = pl.Schema({"child": pl.Int64, "parent": pl.Int64})
-_INVALID = ("D", "U")
+_INVALID, _STANDARD = ("D", "U"), ("S", "C")
 
 
 def concept_codes(vocabularies: list[Tables], concepts: pl.Series) -> pl.DataFrame:
@@ -55,7 +55,12 @@ def pruned_vocabulary(vocabularies: list[Tables], codes: pl.Series) -> tuple[pl.
     above = above.filter(pl.col("code") != pl.col("parent_code"))
     parents = above.group_by("code").agg(parent_codes=pl.col("parent_code").unique().sort())
     metadata = named.group_by("code").agg(pl.col("description").min()).join(parents, on="code", how="left")
-    counts |= {"concepts": len(known), "codes": len(metadata), "pairs": len(above)}
+    counts |= {
+        "concepts": len(known),
+        "standard": int(known["standard"].sum()),
+        "codes": len(metadata),
+        "pairs": len(above),
+    }
     return metadata.select(list(METADATA)).sort("code"), counts
 
 
@@ -72,9 +77,14 @@ def _concepts(vocabularies: list[Tables]) -> Iterator[pl.DataFrame]:
                     whole_numbers(frame["concept_id"], f"{name}: concept_id").alias("concept"),
                     code=pl.col("vocabulary_id") + "/" + pl.col("concept_code"),
                     description="concept_name",
-                    standard=pl.col("standard_concept").is_not_null(),
-                    invalid=pl.col("invalid_reason").is_in(_INVALID).fill_null(False),
+                    standard=_flag("standard_concept", _STANDARD),
+                    invalid=_flag("invalid_reason", _INVALID),
                 ).filter(pl.col("concept") != 0)
+
+
+def _flag(column: str, values: tuple[str, ...]) -> pl.Expr:
+    """Whether the text is one of the letters, in either case; exports fill the others with null, nothing or blanks."""
+    return pl.col(column).cast(pl.String).str.strip_chars().str.to_uppercase().is_in(values).fill_null(False)
 
 
 def _direct_pairs(vocabularies: list[Tables], known: pl.DataFrame) -> tuple[pl.DataFrame, dict]:
@@ -89,14 +99,28 @@ def _direct_pairs(vocabularies: list[Tables], known: pl.DataFrame) -> tuple[pl.D
     ids = known["concept"].implode()
     whole = pairs.filter(pl.col("child").is_in(ids) & pl.col("parent").is_in(ids))
     bad = known.filter("invalid").select(parent="concept")
-    kept = whole.join(bad, on="parent", how="anti")
+    kept, num_bad = _past_invalid(whole, bad)
     counts = {
         "invalid_relations": invalid,
         "dangling_relations": len(pairs) - len(whole),
-        "invalid_parents": len(whole) - len(kept),
+        "invalid_parents": num_bad,
         "levels_from": "concept_ancestor" if levels else "concept_relationship",
     }
     return kept, counts
+
+
+def _past_invalid(pairs: pl.DataFrame, bad: pl.DataFrame) -> tuple[pl.DataFrame, int]:
+    """The pairs with every bad parent replaced by the nearest good ones above it; and how many were replaced."""
+    kept = [pairs.join(bad, on="parent", how="anti")]
+    frontier = walked = pairs.join(bad, on="parent", how="semi")
+    while len(frontier):
+        step = frontier.join(pairs.rename({"child": "parent", "parent": "above"}), on="parent")
+        step = step.select("child", parent="above").unique()
+        kept.append(step.join(bad, on="parent", how="anti"))
+        frontier = step.join(bad, on="parent", how="semi").join(walked, on=["child", "parent"], how="anti")
+        walked = pl.concat([walked, frontier])
+    whole = pl.concat(kept).filter(pl.col("child") != pl.col("parent"))
+    return whole.unique(), len(pairs) - len(kept[0])
 
 
 def _relations(vocabularies: list[Tables]) -> tuple[pl.DataFrame, int]:
@@ -107,7 +131,7 @@ def _relations(vocabularies: list[Tables]) -> tuple[pl.DataFrame, int]:
     for frame, ids in _pairs(vocabularies, "concept_relationship", columns):
         rows = ids.with_columns(
             relation=frame["relationship_id"].cast(pl.String).cast(kinds, strict=False),
-            bad=frame["invalid_reason"].cast(pl.String).is_in(_INVALID).fill_null(False),
+            bad=frame.select(_flag("invalid_reason", _INVALID)).to_series(),
         ).filter(pl.col("relation").is_not_null() & (pl.col("child") != pl.col("parent")))
         parts.append(rows.filter(~pl.col("bad")).drop("bad"))
         invalid += int(rows["bad"].sum())

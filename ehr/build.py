@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 import polars as pl
 
-from ehr.bins import bin_edges, risk_set, task_table
+from ehr.bins import bin_edges, train_event_days
 from ehr.choice import all_patient_bits, excluded_codes, train_candidates
 from ehr.codes import CodeIndex, index_codes
 from ehr.config import EhrConfig
@@ -30,11 +30,11 @@ from ehr.phenotypes import match_codes, phenotype_rows, rule_table
 from ehr.schema import ADMISSION, BIRTH, COVARIATES, DAY_US, DEATH, DISCHARGE, LABELS, PHENOTYPES, SEX
 from ehr.shard import Rules
 from ehr.sources.meds import MedsSource
-from ehr.survey import plan_shards, survey_file, surveyed
+from ehr.survey import file_groups, plan_shards, survey_files, surveyed
 from ehr.tasks import choose_tasks
 from ehr.timeline import with_index
 from ttepretrain.errors import BadDataError
-from ttepretrain.tasks import TaskSet
+from ttepretrain.tasks import Task, TaskSet
 
 MapShards = Callable[[Callable, list], list]
 
@@ -83,8 +83,8 @@ def _built(
     studies = with_index(studies.with_row_index("study")).with_columns(train=pl.col("split") == "train")
     studies = with_period_end(studies, read_periods(Path(ehr_folder), config))
     subjects = studies.select("subject_id", "train").unique()
-    survey_one = partial(survey_file, source=source, subjects=subjects, scratch=scratch)
-    survey = surveyed(map_shards(survey_one, list(enumerate(source.shards()))))
+    look = partial(survey_files, source=source, subjects=subjects, scratch=scratch)
+    survey = surveyed(map_shards(look, file_groups(source)))
     if not len(survey.subjects):
         raise BadDataError("no study's subject is in the EHR; subject_id must mean the same in both tables")
 
@@ -94,7 +94,9 @@ def _built(
     index = index_codes(survey.codes, ontology, referred)
     matched = {name: match_codes(phenotype.codes, index) for name, phenotype in phenotypes.items()}
     codes_of = {name: codes for name, (codes, _) in matched.items()}
-    rules = _rules(scratch, index, rule_table(phenotypes, codes_of), survey.latest_us, config)
+    # that a code the data never use did not happen is no answer
+    told = {name: p for name, p in phenotypes.items() if codes_of[name].is_in(index.seen.implode()).any()}
+    rules = _rules(scratch, index, rule_table(told, codes_of), survey.latest_us, config)
     placed = studies.select("study", "subject_id", "index", "index_last", "period_end", "train")
     shards = plan_shards(survey.subjects, placed)
     counted = map_shards(partial(count_shard, rules=rules), shards)
@@ -118,13 +120,15 @@ def _built(
         frozen if frozen is not None else _task_set(chosen, labels, index, config, fitted_on),
         labels,
         covariates,
-        phenotype_rows(outcome, phenotypes).select(pl.col(name).cast(dtype) for name, dtype in PHENOTYPES.items()),
+        phenotype_rows(outcome, told).select(pl.col(name).cast(dtype) for name, dtype in PHENOTYPES.items()),
         {
             "studies": _flow(studies, survey.subjects, labels) | {"subjects_without_study": len(survey.others)},
             "events": survey.counts | odd | {"placeholder_codes": _commonest(survey.placeholders)},
             "codes": {"all": len(index.names), "undescribed": index.undescribed, "cyclic": index.cyclic}
-            | {"icd_parents": ontology.icd},
+            | {"icd_parents": ontology.icd, "icd_without_parent": ontology.icd_without_parent},
             "tasks": task_counts,
+            "exclude_unmatched": match_codes(config.exclude or [], index)[1],
+            "phenotypes_without_rows": sorted(set(phenotypes) - set(told)),
             "phenotypes_unmatched": {name: missing for name, (_, missing) in matched.items() if missing},
             "shards": len(shards),
         },
@@ -134,8 +138,9 @@ def _built(
 def referred_codes(phenotypes: dict[str, Phenotype], config: EhrConfig) -> list[str]:
     """Codes that the configuration speaks of by name, in the data or not."""
     frozen = frozen_tasks(config)
-    named = [code for p in phenotypes.values() for code in p.codes if code[-1] != "*"]
-    return [*(config.exclude or []), *named, *(frozen.codes if frozen is not None else [])]
+    patterns = [*(config.exclude or []), *(code for p in phenotypes.values() for code in p.codes)]
+    named = [pattern for pattern in patterns if not pattern.endswith("*")]
+    return [*named, *(frozen.codes if frozen is not None else [])]
 
 
 def _rules(
@@ -171,37 +176,41 @@ def _commonest(codes: pl.DataFrame) -> dict[str, int]:
 def _assembled(
     counted: list[ShardCounts], parts: list[pl.DataFrame], index: CodeIndex, studies: pl.DataFrame
 ) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-    """The shards' rows in the order of the studies, under the ids and columns of the schemas."""
-
-    def rows(frames: list[pl.DataFrame], keys: list[str]) -> pl.DataFrame:
-        ids = studies.select("study", "study_id", "subject_id", "split", "study_time")
-        return pl.concat(frames).sort(keys).join(ids, on="study", maintain_order="left")
-
-    outcome = rows([part.outcomes for part in counted], ["study", "phenotype"])
-    people = rows([part.people for part in counted], ["study"]).with_columns(index_time=pl.col("study_time"))
-    labels = people.join(pl.concat(parts), on="study", how="left", maintain_order="left")
-    past = labels["past_codes"]
-    names = index.names["name"].gather(past.explode(empty_as_null=False))
-    covariates = labels.with_columns(past_codes=lists(past.list.len().to_numpy(), names))
-    labels, covariates = (
-        frame.select(pl.col(name).cast(dtype) for name, dtype in schema.items())
-        for frame, schema in ((labels, LABELS), (covariates, COVARIATES))
+    """The shards' rows in the order of the studies, under the ids and columns of the schemas. Empties the parts."""
+    ids = studies.select("study", "study_id", "subject_id", "split", "study_time", index_time="study_time")
+    people, outcome = (
+        pl.concat([getattr(part, name) for part in counted]).sort(keys).join(ids, on="study", maintain_order="left")
+        for name, keys in (("people", ["study"]), ("outcomes", ["study", "phenotype"]))
     )
-    return labels, covariates, outcome
+    if people["study_id"].is_sorted():
+        people = people.with_columns(pl.col("study_id").set_sorted())  # who sorts again gets no copy of the lists
+    # one column at a time: at 23,000 studies all of them take a gigabyte
+    order = pl.concat([part.select("study") for part in parts]).with_row_index("place")
+    order = people.join(order, on="study", maintain_order="left")["place"]
+    columns = {
+        name: pl.concat([part.drop_in_place(name) for part in parts]).gather(order)
+        for name in ("task_index", "event_days", "history_index", "visit_index", "past_codes")
+    }
+    past, names = columns.pop("past_codes"), index.names["name"]
+    codes = names.cast(pl.Categorical).gather(past.explode(empty_as_null=False))
+    labels = people.with_columns(**columns).select(pl.col(name).cast(dtype) for name, dtype in LABELS.items())
+    covariates = people.with_columns(past_codes=lists(past.list.len().to_numpy(), codes))
+    return labels, covariates.select(list(COVARIATES)), outcome
 
 
 def _task_set(
     chosen: pl.DataFrame, labels: pl.DataFrame, index: CodeIndex, config: EhrConfig, fitted_on: dict
 ) -> TaskSet:
-    train = labels.filter(pl.col("split") == "train")
-    events, left_out = risk_set(train, config.recurrence)
     named = chosen.join(index.names, on="code", how="left", maintain_order="left")
     named = named.join(index.candidates, on="code", how="left", maintain_order="left")
-    named = named.with_columns(pl.col("description").fill_null(""))
     death = named["name"].index_of(DEATH)
+    table = named.select(
+        pl.col("description").fill_null(""), "prevalence", "score", "events", "patients",
+        code="name", rate_per_day=pl.col("events") / pl.col("days_at_risk"),
+    )  # fmt: skip
     return TaskSet(
-        tasks=task_table(named, train, events, left_out, config.blackout_days),
-        bin_edges_days=bin_edges(events["days"].to_numpy(), config.num_bins),
+        tasks=tuple(Task(**row) for row in table.iter_rows(named=True)),
+        bin_edges_days=bin_edges(train_event_days(labels, config.recurrence), config.num_bins),
         blackout_days=config.blackout_days,
         recurrence=config.recurrence,
         death_task=death,

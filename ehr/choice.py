@@ -13,7 +13,8 @@ from ehr.config import EhrConfig
 from ehr.labels import ShardCounts
 from ehr.overlap import patient_bits
 from ehr.phenotype_file import Phenotype
-from ehr.phenotypes import match_codes
+from ehr.phenotypes import match_codes, named_codes
+from ehr.schema import DAY_US
 from ehr.shard import Rules, Shard
 from ehr.tasks import entropy_score, parent_prevalence
 
@@ -22,7 +23,7 @@ def excluded_codes(
     index: CodeIndex, phenotypes: dict[str, Phenotype], codes_of: dict[str, pl.Series], config: EhrConfig
 ) -> pl.Series:
     """Codes that may not become tasks: `ehr.exclude`, phenotypes and their twins, with all above and below them."""
-    listed = index.names.filter(pl.col("name").is_in(config.exclude or []))["code"]
+    listed = named_codes(config.exclude or [], index)
     hidden = [name for name, p in phenotypes.items() if config.exclude_phenotypes or p.kind == "diagnosis"]
     twins = (match_codes(phenotypes[name].twins, index)[0] for name in hidden)
     return index.above_and_below(pl.concat([listed, *(codes_of[name] for name in hidden), *twins]))
@@ -31,7 +32,9 @@ def excluded_codes(
 def train_candidates(
     index: CodeIndex, counted: list[ShardCounts], studies: pl.DataFrame, found: pl.DataFrame
 ) -> pl.DataFrame:
-    """code, prevalence, score, events, patients of every candidate. A subject is in one shard: counts add up.
+    """code, prevalence, score, events, patients, days_at_risk of every candidate.
+
+    A subject is in one shard: counts add up, and times too, exactly, as they are whole microseconds.
 
     found: subject_id of those that the EHR holds; the train ones among them are the whole of the prevalence.
     """
@@ -40,13 +43,13 @@ def train_candidates(
     prevalence = subjects / max(train_subjects, 1)
     above = (index.parents[name].to_numpy() for name in ("code", "parent"))
     score = entropy_score(prevalence, parent_prevalence(prevalence, *above))
-    every = pl.DataFrame({"prevalence": prevalence, "score": score, "events": events, "patients": patients})
+    at_risk = (sum(c.followed_us for c in counted) - sum(c.lost_us for c in counted)) / DAY_US
+    columns = {"prevalence": prevalence, "score": score, "events": events, "patients": patients}
+    every = pl.DataFrame(columns | {"days_at_risk": at_risk})
     return every.with_row_index("code").join(index.candidates, on="code", how="semi", maintain_order="left")
 
 
-def all_patient_bits(
-    ranked: pl.DataFrame, rules: Rules, shards: list[Shard], map_shards: Callable
-) -> np.ndarray:
+def all_patient_bits(ranked: pl.DataFrame, rules: Rules, shards: list[Shard], map_shards: Callable) -> np.ndarray:
     """overlap.patient_bits of the ranked codes over all shards, from one more pass over what `count` left."""
     count = partial(patient_bits, rules=rules, tasks=ranked["code"].to_numpy())
     return np.concatenate(map_shards(count, shards), axis=1)

@@ -17,7 +17,7 @@ class EhrConfig:
     num_bins: int = 8  # T, at most; tied edges are merged
     min_events: int = 20  # train events in the risk set, per task
     min_patients: int = 11  # train subjects with such an event, per task
-    exclude: list[str] | None = None  # codes removed from the tasks with all their ancestors and descendants
+    exclude: list[str] | None = None  # codes that are no tasks, nor all above and below; a trailing * is any ending
     exclude_phenotypes: bool = True  # so are the codes of the prognosis phenotypes; those of a diagnosis always are
     max_task_overlap: float | None = None  # in (0, 1): of two tasks whose train patients overlap more the later goes
     tasks: str | None = None  # a frozen tasks.json: its tasks, bins and rates as they are, nothing is fitted
@@ -37,6 +37,10 @@ class EhrConfig:
         require(self.blackout_days >= 0, "ehr.blackout_days", self.blackout_days, "must not be negative")
         require(self.num_tasks >= 1, "ehr.num_tasks", self.num_tasks, "must be at least 1")
         require(self.num_bins >= 1, "ehr.num_bins", self.num_bins, "must be at least 1")
+        require(
+            all(isinstance(code, str) and code for code in self.exclude or []),
+            "ehr.exclude", self.exclude, "must be codes; a trailing * stands for any ending",
+        )  # fmt: skip
         require(self.min_events >= 1, "ehr.min_events", self.min_events, "must be at least 1")
         require(self.min_patients >= 1, "ehr.min_patients", self.min_patients, "must be at least 1")
         require(

@@ -87,18 +87,19 @@ def with_visit(
     """Adds `stay_last` (us; null outside a stay) and the scan's own visit `visit_start`..`visit_last` (closed, us).
 
     Own stay: the last admission at or before t0, up to its first discharge, if that is not before t0. An admission
-    without a discharge before the next admission is no stay. Outside a stay the visit is t0's calendar day.
+    without a discharge before the next admission is no stay; a discharge dated that very day is one, and the stay
+    lasts until the day's end. Outside a stay the visit is t0's calendar day.
     """
     entry = events.filter(pl.col("code").is_in(admissions.implode())).select("subject", entry="start").unique()
     entry = entry.sort("entry").with_columns(next_entry=pl.col("entry").shift(-1).over("subject"))
     leave = (
         events.filter(pl.col("code").is_in(discharges.implode()))
-        .select("subject", leave=last_moment(pl.col("start"), pl.col("end")))
-        .unique()
+        .group_by("subject", leave=last_moment(pl.col("start"), pl.col("end")))
+        .agg(left=pl.col("start").min())
     )
     asof = partial(pl.DataFrame.join_asof, by="subject", coalesce=False, check_sortedness=False)
     stays = asof(entry, leave.sort("leave"), left_on="entry", right_on="leave", strategy="forward")
-    stays = stays.filter((pl.col("leave") <= pl.col("next_entry")).fill_null(pl.col("leave").is_not_null()))
+    stays = stays.filter((pl.col("left") <= pl.col("next_entry")).fill_null(pl.col("leave").is_not_null()))
     scans = studies.select("study", "subject", "index", "index_last").sort("index_last")
     own = asof(scans, stays, left_on="index_last", right_on="entry", strategy="backward")
     own = own.filter(pl.col("leave") >= pl.col("index"))

@@ -24,8 +24,8 @@ SEEN, HISTORY, FEATURE = 1, 2, 3
 class Cells:
     """Non-empty cells as parallel arrays, ascending by study, then code."""
 
-    row: np.ndarray  # study
-    code: np.ndarray
+    row: np.ndarray  # int32, study
+    code: np.ndarray  # int32
     first: np.ndarray  # int64 us: earliest event of the risk set; NEVER without one
     level: np.ndarray  # uint8: SEEN, HISTORY or FEATURE
     visit: np.ndarray  # bool: coded in the scan's own visit
@@ -34,7 +34,7 @@ class Cells:
     def of(cls, row: np.ndarray, code: np.ndarray, columns: tuple, num_rows: int, num_codes: int) -> Cells:
         """Of (row, code) pairs in any order: the least `first`, the highest `level`, any `visit` of each."""
         first, level, visit = columns
-        cell = row * num_codes + code
+        cell = row.astype(np.int64) * num_codes + code
         first_NC = np.full(num_rows * num_codes, NEVER)
         level_NC = np.zeros(num_rows * num_codes, np.uint8)
         visit_NC = np.zeros(num_rows * num_codes, bool)
@@ -42,7 +42,9 @@ class Cells:
         np.maximum.at(level_NC, cell, level)
         visit_NC[cell[visit]] = True
         full = np.flatnonzero(level_NC != 0)
-        return cls(full // num_codes, full % num_codes, first_NC[full], level_NC[full], visit_NC[full])
+        row = full // num_codes
+        code = (full - row * num_codes).astype(np.int32)
+        return cls(row.astype(np.int32), code, first_NC[full], level_NC[full], visit_NC[full])
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Closure:
     def of(cls, pairs: pl.DataFrame, num_codes: int) -> Closure:
         """pairs: code, ancestor; ascending by code."""
         begin = np.searchsorted(pairs["code"].to_numpy(), np.arange(num_codes + 1))
-        return cls(begin, pairs["ancestor"].to_numpy().astype(np.int64))
+        return cls(begin, pairs["ancestor"].to_numpy().astype(np.int32))
 
     def lift(self, cells: Cells, num_rows: int) -> Cells:
         """Cells of everything that the codes mean."""

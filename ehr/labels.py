@@ -14,8 +14,8 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from ehr.followup import with_follow_up, with_visit
-from ehr.grid import HISTORY, Cells
+from ehr.followup import outside, with_follow_up, with_visit
+from ehr.grid import HISTORY, Cells, slices
 from ehr.phenotypes import outcomes
 from ehr.schema import DAY_US
 from ehr.scratch import read_stash, write_stash
@@ -30,6 +30,8 @@ class ShardCounts:
     subjects: np.ndarray  # with the code or a descendant at any time, static events included
     events: np.ndarray  # studies with an event in the risk set
     patients: np.ndarray  # subjects with such a study
+    lost_us: np.ndarray  # of followed_us, not at risk of the code: after its event, or for its history (incident)
+    followed_us: int  # from blackout to end of follow-up, all train studies together
     odd: dict  # events after death and before birth, all subjects
     people: pl.DataFrame  # study, censor_days, age_years, sex of the followed studies
     outcomes: pl.DataFrame  # phenotypes.outcomes
@@ -43,6 +45,7 @@ def count_shard(shard: Shard, rules: Rules) -> ShardCounts:
     events, studies = timelines(shard, rules)
     marks = events.marks(rules.special)
     timed = marks.drop_nulls("start")
+    observed = ~studies.select(outside()).to_series()
     studies = with_follow_up(studies, timed, rules.death, rules.fixed_end_us, rules.blackout_us)
     studies = with_visit(studies, timed, rules.admissions, rules.discharges)
     # before any event where there is no follow-up: the risk set is empty then
@@ -54,7 +57,7 @@ def count_shard(shard: Shard, rules: Rules) -> ShardCounts:
         *_counts(cells, studies, rules),
         _odd_events(events, marks, rules),
         _people(marks, followed, rules),
-        outcomes(timed, followed, rules.phenotypes),
+        outcomes(timed, studies.filter(observed), rules.phenotypes),
     )
 
 
@@ -64,26 +67,31 @@ def _cells(events: Timelines, studies: pl.DataFrame, rules: Rules) -> Cells:
     for begin, end in blocks(events, studies, len(rules.names)):
         own = study_cells(events, studies[begin:end], rules.blackout_us, len(rules.names))
         lifted = rules.closure.lift(own, end - begin)
-        parts.append((lifted.row + begin, lifted.code, lifted.first, lifted.level, lifted.visit))
+        parts.append((lifted.row + np.int32(begin), lifted.code, lifted.first, lifted.level, lifted.visit))
     return Cells(*(np.concatenate(columns) for columns in zip(*parts)))
 
 
-def _counts(cells: Cells, studies: pl.DataFrame, rules: Rules) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """subjects, events and patients of ShardCounts."""
-    train = studies["train"].to_numpy()
-    subject = studies["subject"].to_numpy().astype(np.int64)
+def _counts(cells: Cells, studies: pl.DataFrame, rules: Rules) -> tuple[np.ndarray, ...]:
+    """subjects, events, patients, lost_us and followed_us of ShardCounts."""
+    train, subject = studies["train"].to_numpy(), studies["subject"].to_numpy().astype(np.int64)
     num_codes = len(rules.names)
     first_study = np.zeros(len(studies), bool)  # of each train subject
     first_study[np.flatnonzero(train)[np.unique(subject[train], return_index=True)[1]]] = True
-    hit = train[cells.row] & (cells.first != NEVER)
+    counted = train & studies["followed"].to_numpy()
+    censor = studies["risk_last"].to_numpy()
+    followed = np.where(counted, censor - studies["index"].to_numpy() - rules.blackout_us, 0)
+    hit, lost = counted[cells.row] & (cells.first != NEVER), np.zeros(num_codes, np.int64)
     if rules.incident:
-        hit &= cells.level < HISTORY
+        out = cells.level >= HISTORY
+        np.add.at(lost, cells.code[out], followed[cells.row[out]])
+        hit &= ~out
     code, row = cells.code[hit], cells.row[hit]
+    np.add.at(lost, code, censor[row] - cells.first[hit])
     alone = (np.bincount(subject)[subject] == 1)[row]  # only a subject with several studies can be counted twice
     again = np.unique(subject[row[~alone]] * num_codes + code[~alone]) % num_codes
     having = cells.code[first_study[cells.row]]
     subjects, events, once, more = (np.bincount(c, minlength=num_codes) for c in (having, code, code[alone], again))
-    return subjects, events, once + more
+    return subjects, events, once + more, lost, int(followed.sum())
 
 
 def label_shard(shard: Shard, rules: Rules, tasks: np.ndarray) -> pl.DataFrame:
@@ -141,5 +149,12 @@ def _odd_events(events: Timelines, marks: pl.DataFrame, rules: Rules) -> dict:
     for earliest, number in ((death, rules.death), (birth, rules.birth)):
         table = marks.filter(pl.col("code") == number).group_by("subject").agg(pl.col("start").min()).drop_nulls()
         earliest[table["subject"].to_numpy()] = table["start"].to_numpy()
-    after = (events.start > np.repeat(death, events.count)) & (events.start != NEVER)
-    return {"after_death": int(after.sum()), "before_birth": int((events.start < np.repeat(birth, events.count)).sum())}
+    counts = {}
+    for name, odd, which in (
+        ("after_death", np.greater, events.last > death),
+        ("before_birth", np.less, np.minimum.reduceat(events.start, events.begin[:-1]) < birth),
+    ):
+        bound, count = (death if odd is np.greater else birth)[which], events.count[which]
+        start = events.start[slices(events.begin[:-1][which], count)]
+        counts[name] = int((odd(start, np.repeat(bound, count)) & (start != NEVER)).sum())
+    return counts

@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 # Ancestors of these vocabularies stay only if the data hold them: label-less drug packages and groupers.
 PRUNED_VOCABULARIES = ("SPL", "ATC", "HemOnc", "LOINC")
+_BLOCK = 2048  # codes closed at a time: their pairs fit into the cache
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Ontology:
     parents: pl.DataFrame  # code, parent: unique, no code its own parent
     descriptions: pl.DataFrame  # code, description: unique codes
     icd: int = 0  # codes whose parent is ICD's own
+    icd_without_parent: int = 0  # ICD codes that nothing lies above: categories, procedures, and unknown spellings
 
 
 def read_ontology(ehr_folder: Path, ontology_folder: Path | None, codes: pl.Series) -> Ontology:
@@ -46,7 +48,8 @@ def with_icd(ontology: Ontology, codes: pl.Series) -> Ontology:
     own = icd_parents(pl.concat([series.alias("code") for series in named]))
     own = own.join(ontology.parents, on="code", how="anti")
     parents = pl.concat([ontology.parents, own]).sort("code", "parent")
-    return Ontology(parents, ontology.descriptions, own["code"].n_unique())
+    alone = codes.filter(codes.str.contains(r"(?i)^(DIAGNOSIS//)?ICD") & ~codes.is_in(parents["code"].implode()))
+    return Ontology(parents, ontology.descriptions, own["code"].n_unique(), alone.n_unique())
 
 
 def from_metadata(metadata: pl.DataFrame) -> Ontology:
@@ -59,15 +62,28 @@ def from_metadata(metadata: pl.DataFrame) -> Ontology:
 
 def closure(codes: pl.Series, parents: pl.DataFrame) -> tuple[pl.DataFrame, int]:
     """Pairs (code, ancestor) of the codes, self included; and how many of the codes are their own proper ancestors."""
-    codes = codes.unique().cast(pl.String)
-    found = pl.DataFrame({"code": codes, "ancestor": codes})
-    frontier, cyclic = found, []
+    codes = codes.unique().cast(pl.String).alias("name")
+    names = pl.concat([codes, *(parents[end].alias("name") for end in ("code", "parent"))]).unique().sort()
+    number = names.to_frame().with_row_index("number")
+    above = parents.join(number, left_on="code", right_on="name").join(number, left_on="parent", right_on="name")
+    above = above.select(ancestor="number", above="number_right")
+    start = number.join(codes.to_frame(), on="name", how="semi").select("number")
+    blocks = [_walk(block["number"], above) for block in start.iter_slices(_BLOCK)]
+    empty = pl.DataFrame(schema={"code": pl.UInt32, "ancestor": pl.UInt32})
+    found = pl.concat([empty, *(pairs for pairs, _ in blocks)])
+    return found.select(names.gather(found[end]).alias(end) for end in found.columns), sum(c for _, c in blocks)
+
+
+def _walk(codes: pl.Series, above: pl.DataFrame) -> tuple[pl.DataFrame, int]:
+    """Closure of the codes, as numbers, sorted; and how many of them are their own proper ancestors."""
+    frontier = found = pl.DataFrame({"code": codes, "ancestor": codes})
+    cyclic = []
     while len(frontier):
-        step = frontier.join(parents, left_on="ancestor", right_on="code").select("code", ancestor="parent").unique()
+        step = frontier.join(above, on="ancestor").select("code", ancestor="above").unique()
         cyclic.append(step.filter(pl.col("code") == pl.col("ancestor"))["code"])
         frontier = step.join(found, on=["code", "ancestor"], how="anti")  # ends: a pair enters once, cycles or not
         found = pl.concat([found, frontier])
-    return found.sort("code", "ancestor"), pl.concat(cyclic).n_unique() if cyclic else 0
+    return found.sort("code", "ancestor"), pl.concat(cyclic).n_unique()
 
 
 def kept_codes(all_codes: pl.Series, seen: pl.Series) -> pl.Series:

@@ -1,7 +1,8 @@
 """Phenotypes of the probes: each study's outcome, and its rows in phenotypes.parquet.
 
 prognosis:  events after t0 + start (at least the blackout), up to the end of follow-up; death may come first
-diagnosis:  any event inside the closed window t0 + window_days; nothing to do with follow-up
+diagnosis:  any event inside the closed window t0 + window_days; nothing to do with follow-up: a study has its answer
+            whether it is followed or not, so that none is picked by what happened after the scan
 
     prognosis            |--- start ---(      event counts       ] C
     diagnosis      [-----t0-----]
@@ -16,23 +17,34 @@ from ehr.phenotype_file import Phenotype
 from ehr.schema import DAY_US, PHENOTYPES
 from ehr.timeline import in_units, side_of_scan
 
+RULES = {
+    "phenotype": pl.String, "kind": pl.String, "start_us": pl.Int64, "after_stay": pl.Boolean, "incident": pl.Boolean,
+    "window_from_us": pl.Int64, "window_to_us": pl.Int64, "code": pl.List(pl.UInt32),
+}  # fmt: skip
+
 
 def match_codes(patterns: list[str], index: CodeIndex) -> tuple[pl.Series, list[str]]:
     """Code numbers the patterns mean, descendants included, and the patterns that mean nothing the data hold."""
-    names, closure = index.names["name"], index.closure
-    meant = {}
+    closure, meant = index.closure, {}
     for pattern in patterns:
-        hit = names.str.starts_with(pattern[:-1]) if pattern.endswith("*") else names == pattern
-        roots = hit.arg_true().cast(closure.schema["ancestor"])
+        roots = named_codes([pattern], index)
         meant[pattern] = closure.filter(pl.col("ancestor").is_in(roots.implode()))["code"]
     unmatched = [pattern for pattern, codes in meant.items() if not codes.is_in(index.seen.implode()).any()]
     return pl.concat([closure["code"].clear(), *meant.values()]).unique().sort(), unmatched
 
 
+def named_codes(patterns: list[str], index: CodeIndex) -> pl.Series:
+    """Code numbers the patterns name themselves; a trailing `*` stands for any ending."""
+    name, codes = pl.col("name"), index.names["code"].clear()
+    hits = (name.str.starts_with(p[:-1]) if p.endswith("*") else name == p for p in patterns)
+    return pl.concat([codes, *(index.names.filter(hit)["code"] for hit in hits)]).unique().sort()
+
+
 def outcomes(events: pl.DataFrame, studies: pl.DataFrame, rules: pl.DataFrame) -> pl.DataFrame:
     """One row per study and phenotype: study, phenotype, kind, event, competing, time_days.
 
-    events: subject, code, start, end. studies: followed ones with index, censor, stay_last.
+    events: subject, code, start, end. studies: with index, censor, stay_last, died and followed; one without follow-up
+    has diagnoses alone.
     rules: one row per (phenotype, code) of `rule_table`. A study with history leaves the phenotypes that exclude it.
     """
     pairs = events.join(rules, on="code").join(studies, on="subject")
@@ -47,11 +59,11 @@ def outcomes(events: pl.DataFrame, studies: pl.DataFrame, rules: pl.DataFrame) -
         history=(~after & ~pl.col("after_stay")).any(),
         inside=inside.any(),
     )
-    grid = studies.select("study", "index", "censor", "died").join(
+    grid = studies.select("study", "index", "censor", "died", "followed").join(
         rules.select("phenotype", "kind", "incident").unique(), how="cross"
     )
-    grid = grid.join(found, on=["study", "phenotype"], how="left")
     diagnosis = pl.col("kind") == "diagnosis"
+    grid = grid.filter(diagnosis | pl.col("followed")).join(found, on=["study", "phenotype"], how="left")
     grid = grid.filter(~pl.col("incident") | ~pl.col("history").fill_null(False))
     event = pl.when(diagnosis).then(pl.col("inside").fill_null(False)).otherwise(pl.col("first").is_not_null())
     days = in_units(pl.coalesce("first", "censor") - pl.col("index"))
@@ -66,7 +78,7 @@ def outcomes(events: pl.DataFrame, studies: pl.DataFrame, rules: pl.DataFrame) -
 
 
 def rule_table(phenotypes: dict[str, Phenotype], codes: dict[str, pl.Series]) -> pl.DataFrame:
-    """One row per phenotype of `under` and code it means (null code: none in the data), durations in us."""
+    """One row per phenotype of `under` and code it means, durations in us."""
     rows = [
         {
             "phenotype": name,
@@ -76,11 +88,11 @@ def rule_table(phenotypes: dict[str, Phenotype], codes: dict[str, pl.Series]) ->
             "incident": p.prevalent == "exclude" and p.kind == "prognosis",
             "window_from_us": round(p.window_days[0] * DAY_US),
             "window_to_us": round(p.window_days[1] * DAY_US),
-            "code": codes[name].to_list() or [None],
+            "code": codes[name].to_list(),
         }
         for name, p in phenotypes.items()
     ]
-    return pl.DataFrame(rows, schema_overrides={"code": pl.List(pl.UInt32)}).explode("code")
+    return pl.DataFrame(rows, schema=RULES).explode("code")
 
 
 def phenotype_rows(outcome: pl.DataFrame, phenotypes: dict[str, Phenotype]) -> pl.DataFrame:

@@ -41,7 +41,8 @@ COVARIATES = pl.Schema(
         "study_id": pl.String,
         "age_years": pl.Float64,  # at t0, years of 365.25 days; null without a birth
         "sex": pl.String,  # M, F; null when absent or contradictory
-        "past_codes": pl.List(pl.String),  # ascending; closure of the codes at or before t0
+        # ascending; closure of the codes at or before t0. Categories: as strings they would take 1 GB at 23,000 studies
+        "past_codes": pl.List(pl.Categorical()),
     }
 )
 PHENOTYPES = pl.Schema(

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from ehr.grid import FEATURE, HISTORY, Cells
+from ehr.grid import FEATURE, HISTORY, Cells, slices
 from ehr.schema import DAY_US
 from ehr.timeline import NEVER
 
@@ -23,10 +23,11 @@ def _path(folder: Path, number: int, part: str) -> Path:
 
 
 class SpoolWriter:
-    """Takes one file's events batch by batch."""
+    """Takes the events of some files batch by batch."""
 
     def __init__(self, folder: Path, number: int):
-        self._names_path, self._names, self._num_events, self._num_names = _path(folder, number, "names"), [], 0, 0
+        self._path, self._num_events, self._num_names = _path(folder, number, "names"), 0, 0
+        self._names = [pl.Series("code", [], pl.String)]
         self._open = ExitStack()
         self._time, self._code = (
             self._open.enter_context(_path(folder, number, part).open("wb")) for part in ("time", "code")
@@ -37,7 +38,11 @@ class SpoolWriter:
 
     def __exit__(self, *error: object) -> None:
         self._open.close()
-        pl.concat([pl.Series("code", [], pl.String), *self._names]).to_frame().write_ipc(self._names_path)
+        self.names().to_frame().write_ipc(self._path)
+
+    def names(self) -> pl.Series:
+        """The names of all batches, one after the other."""
+        return pl.concat(self._names)
 
     def append(self, time: np.ndarray, code: np.ndarray, names: pl.Series) -> int:
         """Place of the first of the events. code: place in names."""
@@ -49,15 +54,20 @@ class SpoolWriter:
         return place
 
 
-def read_spool(folder: Path, number: int, events: np.ndarray, names: pl.Series) -> tuple[np.ndarray, np.ndarray]:
-    """time (int64 us) and code (place in names, int64) of the events at the given places of one file's spool."""
+def read_spool(
+    folder: Path, number: int, begin: np.ndarray, rows: np.ndarray, names: pl.Series
+) -> tuple[np.ndarray, np.ndarray]:
+    """time (int64 us) and code (place in names, int32) of one spool's events begin[0].., begin[1].., in this order."""
     time, code = (
         np.memmap(_path(folder, number, part), dtype, "r") for part, dtype in (("time", np.int64), ("code", np.int32))
     )
     numbers = pl.DataFrame({"code": names}).with_row_index("number")
     own = pl.read_ipc(_path(folder, number, "names")).join(numbers, on="code", how="left", maintain_order="left")
     # null: a string that no event of a wanted subject has
-    return time[events], own["number"].fill_null(0).cast(pl.Int64).to_numpy()[code[events]]
+    place = own["number"].fill_null(0).cast(pl.Int32).to_numpy()
+    beside = (begin[1:] == (begin + rows)[:-1]).all()
+    events = slice(int(begin[0]), int(begin[-1] + rows[-1])) if beside else slices(begin, rows)
+    return np.asarray(time[events]), place[code[events]]
 
 
 @dataclass(frozen=True)
@@ -76,10 +86,10 @@ def write_stash(folder: Path, number: int, cells: Cells, studies: pl.DataFrame) 
     """studies: the rows of the cells, with index and followed."""
     keep = studies["followed"].to_numpy()[cells.row]
     keep &= (cells.first != NEVER) | (cells.level >= HISTORY) | cells.visit
-    row, first, level = cells.row[keep], cells.first[keep], cells.level[keep]
+    row, first = cells.row[keep], cells.first[keep]
     days = (first - studies["index"].to_numpy()[row]) / DAY_US
     days[first == NEVER] = np.nan
-    columns = {"row": row.astype(np.uint32), "code": cells.code[keep].astype(np.uint32), "days": days, "level": level}
+    columns = {"row": row, "code": cells.code[keep], "days": days, "level": cells.level[keep]}
     pl.DataFrame(columns | {"visit": cells.visit[keep]}).write_ipc(_path(folder, number, "cells"))
 
 

@@ -23,7 +23,7 @@ class Shard:
     """Subjects that are labelled together."""
 
     number: int
-    events: pl.DataFrame  # subject_id, file (number), begin, rows: where the spools hold the subjects' events
+    events: pl.DataFrame  # subject_id, spool (number), begin, rows: where the subjects' events are; by spool
     # study (row number), subject_id, index, index_last, period_end (us), train (bool); by subject, then study
     studies: pl.DataFrame
 
@@ -61,13 +61,18 @@ class Timelines:
     """Events of a shard's S subjects as parallel arrays, each subject's beside each other."""
 
     begin: np.ndarray  # [S + 1], the first event of each subject, and the end
-    code: np.ndarray  # int64
+    code: np.ndarray  # int32
     start: np.ndarray  # int64 us; NEVER for static events
     end: np.ndarray
 
-    @property
+    @cached_property
     def count(self) -> np.ndarray:
         return np.diff(self.begin)
+
+    @cached_property
+    def last(self) -> np.ndarray:
+        """int64 [S] us: the end of each subject's last event; -NEVER without a timed one."""
+        return np.maximum.reduceat(np.where(self.end == NEVER, -NEVER, self.end), self.begin[:-1])
 
     def frame(self, chosen: np.ndarray) -> pl.DataFrame:
         """subject, code, start, end (null when static) of the chosen events."""
@@ -78,30 +83,30 @@ class Timelines:
         return frame.with_columns(pl.when(~static).then(name).alias(name) for name in ("start", "end"))
 
     def marks(self, special: np.ndarray) -> pl.DataFrame:
-        """`frame` of the events of special codes and of each subject's last ones: all that follow-up, visits, \
-phenotypes and covariates look at."""
-        end = np.where(self.end == NEVER, -NEVER, self.end)
-        last = np.maximum.reduceat(end, self.begin[:-1])
-        return self.frame(np.flatnonzero(special[self.code] | (end == np.repeat(last, self.count))))
+        """`frame` of the events of special codes (bool [C]) and of each subject's last ones.
+
+        They are all that follow-up, visits, phenotypes and covariates look at.
+        """
+        return self.frame(np.flatnonzero(special[self.code] | (self.end == np.repeat(self.last, self.count))))
 
 
 def timelines(shard: Shard, rules: Rules) -> tuple[Timelines, pl.DataFrame]:
     """Events of the shard's subjects, and its studies with their `subject`, its number in the shard."""
-    ids = shard.events["subject_id"].unique().sort().to_numpy()
-    parts = []
-    for (file,), part in shard.events.partition_by("file", as_dict=True).items():
-        rows = part["rows"].to_numpy()
-        places = slices(part["begin"].to_numpy(), rows)
-        subject = np.repeat(np.searchsorted(ids, part["subject_id"].to_numpy()), rows)
-        parts.append((subject, *read_spool(rules.scratch, file, places, rules.names)))
-    subject, time, code = (np.concatenate(columns) for columns in zip(*parts))
+    ids = shard.studies["subject_id"].unique().sort().to_numpy()
+    parts = [
+        read_spool(rules.scratch, spool, part["begin"].to_numpy(), part["rows"].to_numpy(), rules.names)
+        for (spool,), part in shard.events.partition_by("spool", as_dict=True, maintain_order=True).items()
+    ]
+    time, code = (np.concatenate(columns) if len(parts) > 1 else columns[0] for columns in zip(*parts))
+    subject, rows = (shard.events[name].to_numpy() for name in ("subject_id", "rows"))
     if (subject[1:] < subject[:-1]).any():
         order = np.argsort(subject, kind="stable")
-        subject, time, code = subject[order], time[order], code[order]
-    begin = np.searchsorted(subject, np.arange(len(ids) + 1))
+        subject, events = subject[order], slices((np.cumsum(rows) - rows)[order], rows[order])
+        rows, time, code = rows[order], time[events], code[events]
+    count = np.bincount(np.searchsorted(ids, subject), weights=rows, minlength=len(ids)).astype(np.int64)
     start, end = intervals(time, code == rules.death, rules.date_only)
     numbers = pl.Series("subject", np.searchsorted(ids, shard.studies["subject_id"].to_numpy()), pl.UInt32)
-    return Timelines(begin, code, start, end), shard.studies.with_columns(numbers)
+    return Timelines(np.append(0, np.cumsum(count)), code, start, end), shard.studies.with_columns(numbers)
 
 
 def runs(values: np.ndarray) -> np.ndarray:

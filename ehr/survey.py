@@ -6,6 +6,7 @@ files  --spool: the wanted subjects' events-->  shards of subjects, wherever the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -16,102 +17,147 @@ from ehr.shard import Shard, runs
 from ehr.sources.meds import Batch, MedsSource
 from ehr.timeline import NEVER
 
+BYTES_TOGETHER = 4 << 20  # small files are surveyed together up to this size
 ROWS_PER_SHARD = 1_000_000  # about; 250 MB while a shard is labelled, more only for a single larger subject
 UNKNOWN, WANTED, TRAIN = 0, 1, 2  # kinds of subjects
 
 
 @dataclass(frozen=True)
 class Survey:
-    """Of one batch, one file, or all."""
+    """Of some files, or of all."""
 
-    subjects: pl.DataFrame  # subject_id, file (number), begin, rows: where the spools hold the wanted subjects' events
+    # subject_id, file, spool (numbers), begin, rows: where the wanted subjects' events are spooled
+    subjects: pl.DataFrame
     codes: pl.DataFrame  # code, train: codes of the wanted subjects; whether a train subject has it
     latest_us: int | None  # latest time of the whole data set, all subjects
-    counts: dict  # rows, static, null_codes, placeholder_dates, unsorted_files; of all files also split_subjects
+    # rows, static, null_codes, placeholder_dates, repeated_rows, unsorted_files; of all files also split_subjects
+    counts: dict
     placeholders: pl.DataFrame  # code, rows: dropped for their date
     others: pl.Series  # subject_id without a study
 
 
-def survey_file(file: tuple[int, str], source: MedsSource, subjects: pl.DataFrame, scratch: Path) -> Survey:
-    """Decodes one file (number, name) and spools the events of the wanted subjects.
+@dataclass(frozen=True)
+class _Look:
+    """At one batch. Numpy only: ten thousand files are ten thousand looks."""
+
+    subject: np.ndarray  # int64, of every run of rows in the file
+    begin: np.ndarray  # place of each wanted subject's events in the spool
+    rows: np.ndarray
+    wanted: np.ndarray  # subject_id
+    others: np.ndarray
+    kind: np.ndarray  # uint8, of the batch's code strings: highest kind of subject that has it
+    latest: int  # us; -NEVER without a time
+    backwards: bool  # a row lies before its predecessor
+    repeated: int  # rows that are equal to their predecessor
+
+
+def file_groups(source: MedsSource) -> list[list[tuple[int, str]]]:
+    """Files (number, name) to be surveyed together."""
+    files = list(enumerate(source.shards()))
+    before = np.cumsum([0, *((source.folder / name).stat().st_size for _, name in files)])
+    return [list(group) for _, group in groupby(files, lambda file: before[file[0]] // BYTES_TOGETHER)]
+
+
+def survey_files(files: list[tuple[int, str]], source: MedsSource, subjects: pl.DataFrame, scratch: Path) -> Survey:
+    """Decodes the files and spools the events of the wanted subjects.
 
     subjects: subject_id, train. Raises what MedsSource.batches raises.
     """
-    number, name = file
     wanted = subjects.group_by("subject_id").agg(pl.col("train").any()).sort("subject_id")
     ids, kinds = wanted["subject_id"].to_numpy(), WANTED + wanted["train"].cast(pl.UInt8).to_numpy()
-    met, parts = [np.empty(0, np.int64)], []
+    counts, looks, file_of, unsorted = dict.fromkeys(_COUNTS, 0), [], [], 0
+    placeholders, number = [pl.Series("code", [], pl.String)], files[0][0]
     with SpoolWriter(scratch, number) as spool:
-        for batch in source.batches(name):
-            met.append(batch.subject_id[runs(batch.subject_id)])
-            parts.append(_survey_batch(batch, number, ids, kinds, spool))
-    met = np.concatenate(met)
-    met = met[runs(met)]  # one that goes on in the next batch is met once
-    counts = {key: sum(part.counts[key] for part in parts) for key in _COUNTS}
-    counts["unsorted_files"] = int(counts["unsorted_files"] > 0 or len(np.unique(met)) < len(met))
-    return _together(parts, counts)
+        for file, name in files:
+            before = len(looks)
+            for batch in source.batches(name):
+                looks.append(_look(batch, ids, kinds, spool))
+                counts = {key: counts[key] + batch.counts.get(key, 0) for key in counts}
+                placeholders.append(batch.placeholders)
+            file_of += [file] * (len(looks) - before)
+            unsorted += _unsorted(looks[before:])
+    counts |= {"unsorted_files": unsorted, "repeated_rows": sum(look.repeated for look in looks)}
+    latest = max((look.latest for look in looks), default=-NEVER)
+    columns = {name: _joined([getattr(look, name) for look in looks]) for name in ("wanted", "begin", "rows")}
+    places = (
+        pl.DataFrame(columns)
+        .rename({"wanted": "subject_id"})
+        .with_columns(
+            file=np.repeat(np.array(file_of, np.int32), [len(look.rows) for look in looks]),
+            spool=pl.lit(number, pl.Int32),
+        )
+    )
+    kind = np.concatenate([np.empty(0, np.uint8), *(look.kind for look in looks)])
+    return Survey(
+        places,
+        _codes(pl.DataFrame({"code": spool.names(), "train": kind == TRAIN}).filter(kind != UNKNOWN)),
+        None if latest == -NEVER else latest,
+        counts,
+        pl.concat(placeholders).to_frame().group_by("code").len("rows"),
+        pl.Series("subject_id", np.unique(_joined([look.others for look in looks]))),
+    )
 
 
-_COUNTS = ("rows", "static", "null_codes", "placeholder_dates", "unsorted_files")
+_COUNTS = ("rows", "static", "null_codes", "placeholder_dates", "repeated_rows", "unsorted_files")
 
 
-def _survey_batch(batch: Batch, number: int, ids: np.ndarray, kinds: np.ndarray, spool: SpoolWriter) -> Survey:
+def _joined(arrays: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.empty(0, np.int64), *arrays])
+
+
+def _codes(codes: pl.DataFrame) -> pl.DataFrame:
+    return codes.group_by("code").agg(pl.col("train").any())
+
+
+def _unsorted(looks: list[_Look]) -> bool:
+    """Whether a file is not in the order that MEDS asks for: each subject's rows together, by time."""
+    subject = _joined([look.subject for look in looks])
+    subject = subject[runs(subject)]  # one that goes on in the next batch is met once
+    return any(look.backwards for look in looks) or len(np.unique(subject)) < len(subject)
+
+
+def _look(batch: Batch, ids: np.ndarray, kinds: np.ndarray, spool: SpoolWriter) -> _Look:
     begin = runs(batch.subject_id)
-    subject, rows = batch.subject_id[begin], np.diff(begin, append=len(batch.subject_id))
+    met = batch.subject_id[begin]
+    # static events come first
+    time = np.where(batch.time == NEVER, -NEVER, batch.time) if batch.counts["static"] else batch.time
+    back = np.flatnonzero(time[1:] < time[:-1]) + 1
+    same = (time[1:] == time[:-1]) & (batch.code[1:] == batch.code[:-1])
+    same[begin[1:] - 1] = False
+    events, subject = slice(None), met
+    if len(np.unique(met)) < len(met):  # else every run would be a row of the table of places
+        events = np.argsort(batch.subject_id, kind="stable")
+        begin = runs(batch.subject_id[events])
+        subject = batch.subject_id[events][begin]
+    length = np.diff(begin, append=len(batch.subject_id))
     place = np.minimum(np.searchsorted(ids, subject), len(ids) - 1)
     kind = np.where(ids[place] == subject, kinds[place], UNKNOWN).astype(np.uint8)
-    event_kind = np.repeat(kind, rows)
-    has = np.zeros(len(batch.codes), np.uint8)
-    np.maximum.at(has, batch.code, event_kind)
-    time = np.where(batch.time == NEVER, -NEVER, batch.time)  # static events come first
-    back = np.flatnonzero(time[1:] < time[:-1]) + 1
-    wanted = kind != UNKNOWN
-    events = slice(None) if wanted.all() else event_kind != UNKNOWN
-    first = spool.append(batch.time[events], batch.code[events], batch.codes)
-    others = np.unique(subject[~wanted])
-    subject, rows = subject[wanted], rows[wanted]
-    return Survey(
-        pl.DataFrame({"subject_id": subject, "begin": first + np.cumsum(rows) - rows, "rows": rows}).select(
-            "subject_id", pl.lit(number, pl.Int32).alias("file"), "begin", "rows"
-        ),
-        pl.DataFrame({"code": batch.codes, "train": has == TRAIN}).filter(has != UNKNOWN),
-        int(latest) if (latest := time.max(initial=-NEVER)) > -NEVER else None,
-        batch.counts | {"unsorted_files": int(np.isin(back, begin, invert=True).any())},
-        batch.placeholders.to_frame("code").group_by("code").len("rows"),
-        pl.Series("subject_id", others),
-    )
+    event_kind, known = np.repeat(kind, length), kind != UNKNOWN
+    code, times, has = batch.code[events], batch.time[events], np.zeros(len(batch.codes), np.uint8)
+    np.maximum.at(has, code, event_kind)
+    if not known.all():
+        code, times = code[event_kind != UNKNOWN], times[event_kind != UNKNOWN]
+    first, rows = spool.append(times, code, batch.codes), length[known]
+    return _Look(
+        met, first + np.cumsum(rows) - rows, rows, subject[known], subject[~known], has,
+        int(time.max(initial=-NEVER)), bool(np.isin(back, runs(batch.subject_id), invert=True).any()), int(same.sum()),
+    )  # fmt: skip
 
 
 def surveyed(parts: list[Survey]) -> Survey:
     """The survey of all files."""
-    counts = {key: sum(part.counts[key] for part in parts) for key in _COUNTS}
-    survey = _together(parts, counts)
-    files = survey.subjects.select("subject_id", "file").unique()
-    counts["split_subjects"] = len(files) - files["subject_id"].n_unique()
-    return survey
-
-
-def _together(parts: list[Survey], counts: dict) -> Survey:
     latest = [part.latest_us for part in parts if part.latest_us is not None]
-    parts = [_NOTHING, *parts]
+    subjects = pl.concat([part.subjects for part in parts])
+    files = subjects.select("subject_id", "file").unique()
+    counts = {key: sum(part.counts[key] for part in parts) for key in _COUNTS}
     return Survey(
-        pl.concat([part.subjects for part in parts]),
-        pl.concat([part.codes for part in parts]).group_by("code").agg(pl.col("train").any()).sort("code"),
+        subjects,
+        _codes(pl.concat([part.codes for part in parts])),
         max(latest, default=None),
-        counts,
+        counts | {"split_subjects": files.filter(pl.col("subject_id").is_duplicated())["subject_id"].n_unique()},
         pl.concat([part.placeholders for part in parts]).group_by("code").agg(pl.col("rows").sum()),
         pl.concat([part.others for part in parts]).unique(),
     )
-
-
-_NOTHING = Survey(
-    pl.DataFrame(schema={"subject_id": pl.Int64, "file": pl.Int32, "begin": pl.Int64, "rows": pl.Int64}),
-    pl.DataFrame(schema={"code": pl.String, "train": pl.Boolean}),
-    None,
-    {},
-    pl.DataFrame(schema={"code": pl.String, "rows": pl.UInt32}),
-    pl.Series("subject_id", [], pl.Int64),
-)
 
 
 def plan_shards(subjects: pl.DataFrame, studies: pl.DataFrame) -> list[Shard]:
@@ -126,7 +172,7 @@ def plan_shards(subjects: pl.DataFrame, studies: pl.DataFrame) -> list[Shard]:
     place = pl.struct(first // ROWS_PER_SHARD, part=(pl.col("before") - first) * parts // total)
     home = home.select("subject_id", shard=place.rle_id())
     events, studies = (
-        table.join(home, on="subject_id").sort("shard", "subject_id", *order).partition_by("shard", as_dict=True)
-        for table, order in ((subjects, ["file", "begin"]), (studies, ["study"]))
+        table.join(home, on="subject_id").sort("shard", *order).partition_by("shard", as_dict=True)
+        for table, order in ((subjects, ["spool", "begin"]), (studies, ["subject_id", "study"]))
     )
     return [Shard(shard, events[shard,].drop("shard"), studies[shard,].drop("shard")) for (shard,) in sorted(events)]

@@ -165,9 +165,11 @@ def prepare_volumes(
     from data.quarantine import Quarantined
     from data.workers import WorkerDied, map_bounded
 
-    images = studies.frame.drop_nulls("image").select("study_id", "image").rows()
+    images = studies.frame.drop_nulls("image").select("study_id", "image", "series_uid", "patient_id").rows()
     volumes = []
-    work = partial(prepare_study, root=root, cache=cache, spec=config.volume.resolve())
+    work = partial(
+        prepare_study, root=root, cache=cache, spec=config.volume.resolve(), trust_mtime=config.prepare.trust_mtime
+    )
     with progress("volumes", len(images)) as advance:
         for index, result in map_bounded(work, images):
             if isinstance(result, WorkerDied):

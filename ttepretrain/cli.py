@@ -1,4 +1,4 @@
-"""Command line of the library: `ttepretrain info | embed | risk`."""
+"""Command line of the library: `ttepretrain info | embed | risk | doctor`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from ttepretrain.errors import BadDataError, BadStudy, ConfigError, exit_with
 from ttepretrain.scans import find_scans
 
+SCANS = "NIfTI file, DICOM folder, folder of either, or a table (csv, parquet) with columns key,image"
 SAVE_SECONDS = 60.0  # work that a killed run loses at most
 
 
@@ -42,9 +43,13 @@ def run(arguments: list[str]) -> None:
     risk.add_argument("--tasks", nargs="+", metavar="CODE", help="these tasks only (default: all of the export)")
     for command in (embed, risk):
         _add_scan_arguments(command)
+    _add_doctor(commands)
     parsed = parser.parse_args(arguments)
     if parsed.command == "info":
         print_info(parsed.export)
+        return
+    if parsed.command == "doctor":
+        run_doctor(parsed)
         return
     if parsed.batch_size < 1:
         raise ConfigError(f"--batch-size must be at least 1; got {parsed.batch_size}")
@@ -59,12 +64,35 @@ def run(arguments: list[str]) -> None:
         risk_of_scans(*given, parsed.horizons, parsed.tasks)
 
 
+def _add_doctor(commands) -> None:
+    doctor = commands.add_parser(
+        "doctor",
+        help="what would become of scans: reasons, geometry, HU, a picture",
+        description="One pass over scans, as jobs.prepare and embed would read them: why some cannot be used, what was "
+        "repaired, spacing, size and HU. Scans are numbered in the order of their sorted paths; nothing names them.",
+    )
+    doctor.add_argument("inputs", type=Path, nargs="+", metavar="DIR", help=SCANS)
+    doctor.add_argument("--preset", default="default", help="volume spec: a value of volume.preset (default: default)")
+    doctor.add_argument("--json", type=Path, metavar="FILE", help="write everything that was found")
+    doctor.add_argument("--montage", type=Path, metavar="FILE.png", help="write what a network will see of some scans")
+    doctor.add_argument("--montage-scans", type=int, default=6, metavar="N", help="how many of them (default 6)")
+
+
+def run_doctor(parsed: argparse.Namespace) -> None:
+    """Raises ConfigError for an output that cannot be written, before any scan is read."""
+    from ttepretrain.doctor import diagnose
+
+    for option, path in (("--json", parsed.json), ("--montage", parsed.montage)):
+        if path and not path.absolute().parent.is_dir():
+            raise ConfigError(f"{option}: the folder {path.absolute().parent} does not exist")
+    if parsed.montage_scans < 1:
+        raise ConfigError(f"--montage-scans must be at least 1; got {parsed.montage_scans}")
+    diagnose(parsed.inputs, parsed.preset, parsed.json, parsed.montage, parsed.montage_scans)
+
+
 def _add_scan_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("export", type=Path, metavar="EXPORT")
-    command.add_argument(
-        "inputs", type=Path, nargs="+", metavar="INPUT",
-        help="NIfTI file, DICOM folder, folder of either, or a table (csv, parquet) with columns key,image",
-    )  # fmt: skip
+    command.add_argument("inputs", type=Path, nargs="+", metavar="INPUT", help=SCANS)
     command.add_argument("-o", "--output", type=Path, required=True, help="parquet file to write or to complete")
     command.add_argument("--batch-size", type=int, default=4, help="scans per forward pass (default 4)")
     command.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")

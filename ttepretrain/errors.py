@@ -6,8 +6,10 @@ Anything else that escapes a command is a bug and exits 1 with its traceback.
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Callable
 from enum import IntEnum
+from pathlib import PurePath
 from typing import ClassVar
 
 
@@ -71,6 +73,13 @@ class BadStudy(Exception):
 
     def __str__(self) -> str:
         return f"{self.code}: {self.detail}"
+
+
+def unexpected(error: Exception) -> BadStudy:
+    """Refusal of one study by an exception nobody foresaw: its type and place, never its message, which may name."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{PurePath(frame.filename).name}:{frame.lineno}"
+    return BadStudy("UNEXPECTED", f"{type(error).__name__} in {place}")
 
 
 def exit_with(main: Callable[[list[str]], None], arguments: list[str] | None = None) -> None:

@@ -20,6 +20,7 @@ NIFTI = (".nii", ".nii.gz")
 TABLES = (".csv", ".parquet")
 # What lies beside DICOM files and is none of them; those have any suffix or none.
 NOT_DICOM = (*TABLES, ".json", ".txt", ".tsv", ".md", ".pdf", ".html", ".xml", ".yaml", ".png", ".jpg", ".jpeg", ".zip")
+ALWAYS_ALLOWED = 10  # bad scans that are tolerated whatever their share, up to half of all
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,11 @@ def find_scans(inputs: Sequence[Path]) -> list[Scan]:
     if repeated:
         raise ConfigError(f"{repeated} of {len(scans)} scans have another's key; give a table with columns key,image")
     return scans
+
+
+def most_bad(num_scans: int, max_bad_fraction: float = 0.01) -> float:
+    """How many of so many scans may be bad before a command ends with BadDataError."""
+    return min(max(ALWAYS_ALLOWED, max_bad_fraction * num_scans), num_scans / 2)
 
 
 def _scans_of(path: Path) -> list[Scan]:

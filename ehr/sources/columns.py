@@ -12,7 +12,7 @@ EXACT_FLOATS = 2**53  # from here on a float stands for several whole numbers
 
 _DATE = r"^\d{4}-?\d{2}-?\d{2}$"
 _TIME = r"^\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}(:\d{2}(\.\d+)?)?$"
-_ZONED = r"\d{2}:\d{2}.*(Z|[+-]\d{2}:?\d{2})$"
+_ZONED = r"(?i)\d{2}:\d{2}.*(Z|[+-]\d{2}(:?\d{2})?|[A-Z]{3,4}|[A-Z]+/\w+\]?)$"  # Z, +01:00, UTC, Europe/Berlin
 
 
 def whole_numbers(column: pl.Series, where: str) -> pl.Series:

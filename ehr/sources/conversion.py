@@ -22,8 +22,8 @@ import polars as pl
 import pyarrow as pa
 
 from ehr.athena import concept_codes
-from ehr.schema import ADMISSION, DISCHARGE, EVENTS, METADATA, PERIODS, PERIODS_FILE
-from ehr.sources.omop import ROWS, TABLES, rows_of
+from ehr.schema import ADMISSION, DAY_US, DISCHARGE, EVENTS, METADATA, PERIODS, PERIODS_FILE
+from ehr.sources.omop import ROWS, TABLES, Clock, rows_of
 from ehr.sources.tables import Tables, batches
 from ttepretrain.errors import BadDataError, ConfigError
 
@@ -40,21 +40,21 @@ class Conversion:
     tables: Tables
     destination: Path  # an empty folder
     num_shards: int
-    timezone: str | None
+    clock: Clock
 
     def scratch(self, table: str) -> Path:
         return self.destination / "scratch" / table
 
 
 def convert_omop(
-    tables: Tables, vocabularies: list[Tables], destination: Path, timezone: str | None, map_shards: Callable
+    tables: Tables, vocabularies: list[Tables], destination: Path, clock: Clock, map_shards: Callable
 ) -> dict:
     """Write the MEDS data set into an empty folder; returns the counts of what was kept, repaired and dropped.
 
     vocabularies: where the concept table is looked for, first one first. Raises ConfigError, BadDataError (nothing
     usable) or IntegrityError.
     """
-    job = Conversion(tables, destination, _num_shards(tables), timezone)
+    job = Conversion(tables, destination, _num_shards(tables), clock)
     items = _items(tables)
     for name in {name for name, _, _ in items}:
         job.scratch(name).mkdir(parents=True)
@@ -115,7 +115,7 @@ def split_files(item: tuple[str, int, tuple[str, ...]], job: Conversion) -> tupl
 
         for file in files:
             for frame, headers in batches(job.tables.folder, file, table.columns, table.required):
-                rows, odd = rows_of(table, frame, job.timezone)
+                rows, odd = rows_of(table, frame, job.clock)
                 counts.update({"rows": len(frame), "header_rows": headers, **odd})
                 concepts = pl.concat([concepts, rows["concept"], rows["source"]]).unique()
                 for shard, part in _parts(rows, "subject_id", job.num_shards):
@@ -156,8 +156,10 @@ def join_shard(shard: int, job: Conversion, concepts: pl.DataFrame) -> tuple[dic
             counts[name] |= {"events": 0, "periods": len(periods)}
         else:
             coded, odd = _coded(unique, concepts)
+            if name == "visit_occurrence":
+                coded, odd["joined_stays"] = _with_discharges(coded, job.clock)
             counts[name] |= odd | {"events": len(coded)}
-            events.append(coded)
+            events.append(coded.select(pl.col(name).cast(dtype) for name, dtype in _MEDS.items()))
     table = pl.concat(events).sort("subject_id", "time", "code", "numeric_value", nulls_last=False).rechunk()
     table.write_parquet(job.destination / "data" / f"{shard}.parquet")
     return counts, table.select(pl.col("code").unique()), periods
@@ -170,7 +172,7 @@ def _read(job: Conversion, table: str, kind: str, shard: int, schema: pl.Schema)
 
 
 def _coded(rows: pl.DataFrame, concepts: pl.DataFrame) -> tuple[pl.DataFrame, dict]:
-    """MEDS rows: the code of the concept, else of the source's concept; rows without either are dropped."""
+    """ROWS with their code: the concept's, and of a timed record the source concept's too; rows without are dropped."""
     named = concepts.select(concept="concept", name="code")
     rows = rows.join(named, on="concept", how="left", maintain_order="left")
     rows = rows.join(
@@ -183,19 +185,39 @@ def _coded(rows: pl.DataFrame, concepts: pl.DataFrame) -> tuple[pl.DataFrame, di
         unknown_concept=(code.is_null() & ~nothing).sum(),
         by_source=(pl.col("code").is_null() & pl.col("name").is_null() & pl.col("name_of_source").is_not_null()).sum(),
     ).row(0, named=True)
-    coded = rows.with_columns(code=code).filter(pl.col("code").is_not_null())
-    leaving = coded.filter(pl.col("code") == ADMISSION).with_columns(code=pl.lit(DISCHARGE), time="end")
-    coded = pl.concat([coded, leaving])
-    return coded.select(pl.col(name).cast(dtype) for name, dtype in _MEDS.items()), counts
+    finer = pl.col("code").is_null() & pl.col("time").is_not_null() & (pl.col("name") != pl.col("name_of_source"))
+    both = rows.filter(finer).with_columns(code="name_of_source")
+    coded = pl.concat([rows.with_columns(code=code).filter(pl.col("code").is_not_null()), both])
+    return coded.select(list(ROWS)), counts | {"with_source": len(both)}
+
+
+def _with_discharges(coded: pl.DataFrame, clock: Clock) -> tuple[pl.DataFrame, int]:
+    """Stays that overlap or touch become one, which gets its discharge; and how many stays went into another.
+
+    A stay that ends on a date lasts until the end of that day, as it does around a scan.
+    """
+    stay = pl.col("code") == ADMISSION
+    is_date = pl.lit(clock.date_only == "midnight") & (pl.col("end") == pl.col("end").dt.truncate("1d"))
+    last = pl.col("end") + pl.duration(microseconds=is_date.cast(pl.Int64) * (DAY_US - 1))
+    stays = coded.filter(stay).with_columns(last=last).sort("subject_id", "time", "last")
+    joined = stays.group_by(_runs("time", "last").alias("run")).agg(
+        pl.col(*ROWS).exclude("end").first(), pl.col("end").sort_by("last").last()
+    )
+    leaving = joined.with_columns(code=pl.lit(DISCHARGE), time="end")
+    parts = (coded.filter(~stay), joined, leaving)
+    return pl.concat(part.select(list(ROWS)) for part in parts), len(stays) - len(joined)
+
+
+def _runs(start: str, end: str) -> pl.Expr:
+    """Number of the run of overlapping or touching intervals; rows sorted by subject_id and start."""
+    before = pl.col(end).cum_max().shift(1).over("subject_id")
+    return (pl.col(start) > before).fill_null(True).cum_sum()
 
 
 def merged(periods: pl.DataFrame) -> pl.DataFrame:
     """Periods [start, end) of each subject (schema.PERIODS), those that overlap or touch as one."""
     periods = periods.sort("subject_id", "start", "end")
-    before = pl.col("end").cum_max().shift(1).over("subject_id")
-    fresh = (pl.col("start") > before).fill_null(True)
-    periods = periods.with_columns(group=fresh.cum_sum())
-    joined = periods.group_by("subject_id", "group", maintain_order=True).agg(
+    joined = periods.group_by("subject_id", _runs("start", "end").alias("run"), maintain_order=True).agg(
         pl.col("start").min(), pl.col("end").max()
     )
     return joined.select(list(PERIODS))

@@ -77,6 +77,7 @@ class MedsSource:
             _check(name, metadata.schema.to_arrow_schema(), self)
             # dictionaries as they are stored, of any string type: a string per event would take twice the time
             options = {"metadata": metadata, "read_dictionary": ["code"], "buffer_size": READ_BYTES}
+            options["page_checksum_verification"] = True  # of the pages that have one
             with parquet.ParquetFile(self.folder / name, **options) as file:
                 for group in range(file.num_row_groups):
                     for rows in file.iter_batches(BATCH_ROWS, [group], list(EVENTS), use_threads=False):

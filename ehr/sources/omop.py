@@ -32,11 +32,19 @@ ROWS = pl.Schema(
 
 
 @dataclass(frozen=True)
+class Clock:
+    """How times are read. Plain data: travels to workers."""
+
+    timezone: str | None = None  # ehr.timezone
+    date_only: str = "midnight"  # ehr.date_only
+
+
+@dataclass(frozen=True)
 class Table:
     """Columns of one OMOP table; the first of `columns` is the subject."""
 
     name: str
-    rows: Callable[[pl.DataFrame, Table, str | None], tuple[pl.DataFrame, dict]]
+    rows: Callable[[pl.DataFrame, Table, Clock], tuple[pl.DataFrame, dict]]
     columns: tuple[str, ...]
     required: tuple[str, ...]
     key: str | None = None
@@ -50,27 +58,29 @@ class Table:
         return whole_numbers(frame[column], f"{self.name}.{column}")
 
 
-def rows_of(table: Table, frame: pl.DataFrame, timezone: str | None) -> tuple[pl.DataFrame, dict]:
+def rows_of(table: Table, frame: pl.DataFrame, clock: Clock) -> tuple[pl.DataFrame, dict]:
     """Rows (schema ROWS) of a batch of a table, and what was counted on the way. ConfigError for inexact columns."""
-    rows, counts = table.rows(frame, table, timezone)
+    rows, counts = table.rows(frame, table, clock)
     absent = [pl.lit(None, dtype).alias(name) for name, dtype in ROWS.items() if name not in rows.columns]
     return rows.with_columns(absent).select(pl.col(name).cast(dtype) for name, dtype in ROWS.items()), counts
 
 
-def _times(frame: pl.DataFrame, table: Table, stem: str, timezone: str | None) -> tuple[pl.DataFrame, int]:
-    """time, bare: the datetime, or else the date; and how many rows had text that is neither."""
-    clock, day = (
-        moments(frame[f"{stem}_{kind}"], f"{table.name}.{stem}_{kind}", timezone) for kind in ("datetime", "date")
+def _times(frame: pl.DataFrame, table: Table, stem: str, clock: Clock) -> tuple[pl.DataFrame, int]:
+    """time, bare (a date): the datetime, or else the date; and how many rows had text that is neither."""
+    exact, day = (
+        moments(frame[f"{stem}_{kind}"], f"{table.name}.{stem}_{kind}", clock.timezone) for kind in ("datetime", "date")
     )
-    exact = clock.time.is_not_null()
-    time = clock.time.zip_with(exact, day.time).alias("time")
-    bare = (clock.bare & exact) | ~exact
-    return pl.DataFrame([time, bare.alias("bare")]), max(clock.unreadable, day.unreadable)
+    given = exact.time.is_not_null()
+    time = exact.time.zip_with(given, day.time).alias("time")
+    bare = (exact.bare & given) | ~given
+    if clock.date_only == "midnight":  # as the label stage will read it
+        bare |= (time == time.dt.truncate("1d")).fill_null(False)
+    return pl.DataFrame([time, bare.alias("bare")]), max(exact.unreadable, day.unreadable)
 
 
-def _events(frame: pl.DataFrame, table: Table, timezone: str | None) -> tuple[pl.DataFrame, dict]:
+def _events(frame: pl.DataFrame, table: Table, clock: Clock) -> tuple[pl.DataFrame, dict]:
     """One row per record, at its start."""
-    times, unreadable = _times(frame, table, table.start, timezone)
+    times, unreadable = _times(frame, table, table.start, clock)
     columns = {"subject_id": table.whole(frame, table.columns[0]), "time": times["time"], "bare": times["bare"]}
     if table.concept:
         columns |= {"concept": table.whole(frame, table.concept), "source": table.whole(frame, table.source)}
@@ -82,7 +92,7 @@ def _events(frame: pl.DataFrame, table: Table, timezone: str | None) -> tuple[pl
     if table.value:
         columns["numeric_value"] = numbers(frame[table.value])
     if table.end:
-        ends, _ = _times(frame, table, table.end, timezone)
+        ends, _ = _times(frame, table, table.end, clock)
         columns |= {"stop": ends["time"], "stop_bare": ends["bare"]}
     rows = pl.DataFrame(columns)
     timed = rows.filter(pl.col("time").is_not_null())
@@ -101,28 +111,28 @@ def _backwards() -> pl.Expr:
     return exact | (pl.col("stop").dt.truncate("1d") < pl.col("time").dt.truncate("1d"))
 
 
-def _visits(frame: pl.DataFrame, table: Table, timezone: str | None) -> tuple[pl.DataFrame, dict]:
+def _visits(frame: pl.DataFrame, table: Table, clock: Clock) -> tuple[pl.DataFrame, dict]:
     """Stays (inpatient with a later end) as admissions with their end, other visits as events."""
-    rows, counts = _events(frame, table, timezone)
+    rows, counts = _events(frame, table, clock)
     stay = (pl.col("concept").is_in(INPATIENT) & (pl.col("stop") > pl.col("time"))).fill_null(False)
     rows = rows.with_columns(code=pl.when(stay).then(pl.lit(ADMISSION)), end=pl.when(stay).then("stop"))
     return rows, counts | {"stays": rows["code"].count()}
 
 
-def _periods(frame: pl.DataFrame, table: Table, timezone: str | None) -> tuple[pl.DataFrame, dict]:
-    """Observation periods [time, end); a bare date as an end means the end of that day."""
-    rows, counts = _events(frame, table, timezone)
+def _periods(frame: pl.DataFrame, table: Table, clock: Clock) -> tuple[pl.DataFrame, dict]:
+    """Observation periods [time, end); a date as an end means the end of that day."""
+    rows, counts = _events(frame, table, clock)
     day = pl.duration(days=pl.col("stop_bare").cast(pl.Int64))
     rows = rows.with_columns(end=pl.col("stop") + day, concept=None, source=None, code=None)
     kept = rows.filter(pl.col("end") > pl.col("time"))
     return kept, counts | {"no_end": len(rows) - len(kept) - counts["end_before_start"], "date_only": 0}
 
 
-def _persons(frame: pl.DataFrame, table: Table, timezone: str | None) -> tuple[pl.DataFrame, dict]:
+def _persons(frame: pl.DataFrame, table: Table, clock: Clock) -> tuple[pl.DataFrame, dict]:
     """Birth, and as static rows sex, race and ethnicity."""
     subject = table.whole(frame, "person_id")
     numbers_of = {c: table.whole(frame, c) for c in frame.columns if c.startswith(("gender", "race", "ethnicity"))}
-    born = moments(frame["birth_datetime"], "person.birth_datetime", timezone)
+    born = moments(frame["birth_datetime"], "person.birth_datetime", clock.timezone)
     parts = pl.DataFrame([table.whole(frame, f"{part}_of_birth") for part in ("year", "month", "day")])
     month = pl.col("month_of_birth")
     # the middle of what is unknown

@@ -143,7 +143,7 @@ def _csv_batches(path: Path, columns: tuple[str, ...]) -> Iterator[pl.DataFrame]
     if not names:
         return
     quoted = delimiter != "\t"  # Athena's tab-separated files do not quote, and hold single quotation marks
-    with pa.input_stream(str(path), compression="detect") as stream:
+    with _opened(path) as stream:
         reader = arrow_csv.open_csv(
             stream,
             arrow_csv.ReadOptions(block_size=_BLOCK_BYTES, use_threads=False),
@@ -157,12 +157,18 @@ def _csv_batches(path: Path, columns: tuple[str, ...]) -> Iterator[pl.DataFrame]
             ),
         )
         for batch in reader:
-            yield pl.from_arrow(batch)
+            # quoted nulls are text, but a quoted nothing is nothing
+            yield pl.from_arrow(batch).with_columns(pl.when(pl.all() != "").then(pl.all()))
+
+
+def _opened(path: Path) -> pa.NativeFile:
+    # arrow's own "detect" takes PERSON.CSV.GZ for text
+    return pa.input_stream(str(path), compression="gzip" if path.suffix.lower() == ".gz" else None)
 
 
 def _header(path: Path) -> tuple[list[str], str]:
     """Column names of the first line, and what separates them; none in a file of no bytes."""
-    with pa.input_stream(str(path), compression="detect") as stream:
+    with _opened(path) as stream:
         line = stream.read(1 << 16).decode("utf-8-sig", errors="ignore").split("\n")[0].rstrip("\r")
     delimiter = max("\t,;|", key=line.count)
     return next(csv.reader([line], delimiter=delimiter), []), delimiter

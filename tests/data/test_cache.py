@@ -39,7 +39,8 @@ def test_voxels_and_record_come_back_exactly(cached):
 def test_equal_volumes_give_equal_bytes(tmp_path, cached):
     # a view with other strides is the same volume
     view = np.ascontiguousarray(HU[::-1])[::-1]
-    assert write_volume(tmp_path / "again.b2nd", view, record(view)) == cached[1]
+    (tmp_path / "elsewhere").mkdir()
+    assert write_volume(tmp_path / "elsewhere" / "v.b2nd", view, record(view)) == cached[1]
 
 
 def test_any_flipped_byte_is_noticed(cached):
@@ -58,6 +59,12 @@ def test_a_truncated_file_is_as_good_as_absent(cached, keep):
     path, _ = cached
     path.write_bytes(path.read_bytes()[:keep])
     assert read_record(path) is None
+
+
+def test_a_sound_file_of_another_study_under_this_name_is_as_good_as_absent(tmp_path, cached):
+    write_volume(tmp_path / "other.b2nd", chest(2, (9, 20, 31)), record(chest(2, (9, 20, 31))))
+    (tmp_path / "other.b2nd").replace(cached[0])
+    assert read_record(cached[0]) is None
 
 
 def test_a_file_with_other_voxels_than_were_sealed_is_as_good_as_absent(tmp_path, monkeypatch):

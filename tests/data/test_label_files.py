@@ -14,7 +14,7 @@ from meds import LabelSchema
 from data.label_files import task_csv
 from data.meds_labels import write_meds_labels
 from data.task_figure import draw_tasks
-from ehr.schema import LABELS, PHENOTYPES
+from ehr.schema import PHENOTYPES
 from ttepretrain.tasks import Task, TaskSet
 
 TASKS = TaskSet(
@@ -61,7 +61,7 @@ def test_without_matplotlib_there_is_no_picture(monkeypatch):
 
 @pytest.fixture
 def labelled():
-    """Phenotypes and labels of three studies of two subjects."""
+    """Phenotypes of four studies of three subjects, and the studies; d has no labels, a diagnosis alone."""
     phenotypes = [
         ("a", "edema", "prognosis", 30.0, False, True, False, 40.0),
         ("b", "edema", "prognosis", 30.0, None, False, False, 9.0),  # censored
@@ -69,14 +69,13 @@ def labelled():
         ("a", "edema", "prognosis", 0.5, False, True, False, 40.0),
         ("a", "edema", "prognosis", None, True, True, False, 40.0),
         ("a", "embolism", "diagnosis", None, True, True, False, None),
+        ("d", "embolism", "diagnosis", None, False, False, False, None),
         ("b", "stroke", "prognosis", 365.0, None, False, False, 9.0),
     ]
-    base = dict.fromkeys(LABELS)
-    rows = [base | {"study_id": i, "subject_id": s} for i, s in (("a", 1), ("b", 1), ("c", 2))]
-    labels = pl.DataFrame(rows, schema=LABELS).with_columns(
-        index_time=pl.datetime(2150, 1, pl.int_range(1, pl.len() + 1), 9, 30)
+    studies = pl.DataFrame({"study_id": ["a", "b", "c", "d"], "subject_id": [1, 1, 2, 3]}).with_columns(
+        study_time=pl.datetime(2150, 1, pl.int_range(1, pl.len() + 1), 9, 30).cast(pl.Datetime("us"))
     )
-    return pl.DataFrame(phenotypes, schema=PHENOTYPES, orient="row"), labels.cast({"index_time": pl.Datetime("us")})
+    return pl.DataFrame(phenotypes, schema=PHENOTYPES, orient="row"), studies
 
 
 def test_meds_label_files_follow_the_schema_and_leave_censored_studies_out(tmp_path, labelled):
@@ -91,13 +90,13 @@ def test_meds_label_files_follow_the_schema_and_leave_censored_studies_out(tmp_p
     edema = tables["labels_meds/edema/30d.parquet"].to_pydict()
     assert (edema["subject_id"], edema["boolean_value"]) == ([1, 2], [False, True])
     assert [time.isoformat() for time in edema["prediction_time"]] == ["2150-01-01T09:30:00", "2150-01-03T09:30:00"]
-    assert tables["labels_meds/embolism/diagnosis.parquet"].to_pydict()["boolean_value"] == [True]
+    assert tables["labels_meds/embolism/diagnosis.parquet"].to_pydict()["boolean_value"] == [True, False]
     assert len(tables["labels_meds/stroke/365d.parquet"]) == 0  # all censored
 
 
 def test_label_files_of_an_earlier_run_do_not_stay(tmp_path, labelled):
-    phenotypes, labels = labelled
-    write_meds_labels(tmp_path, phenotypes, labels)
-    names = write_meds_labels(tmp_path, phenotypes.filter(phenotype="embolism"), labels)
+    phenotypes, studies = labelled
+    write_meds_labels(tmp_path, phenotypes, studies)
+    names = write_meds_labels(tmp_path, phenotypes.filter(phenotype="embolism"), studies)
     found = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.parquet")]
     assert found == names == ["labels_meds/embolism/diagnosis.parquet"]

@@ -86,6 +86,7 @@ def test_rows_equal_in_every_column_count_once_and_no_table_is_no_row(read):
         ([BINARY + "a,../edema,prognosis,true,30\n"], r"names a folder"),
         ([BINARY + "a,e,prognosis,true,30\na,e,prognosis,false,30\nb,e,prognosis,true,30\n"], r"2 rows disagree"),
         ([BINARY + "a,e,prognosis,true,30\n", BINARY + "a,e,prognosis,false,30\n"], r"2 rows disagree"),
+        ([SURVIVAL + "a,edema,prognosis,true,-0.5\n"], r"column time_days: 1 values lie before the study"),
         ([BINARY + "a,known,diagnosis,true,\n"], r"known is prognosis in one place and diagnosis in another"),
         ([BINARY + "a,e,diagnosis,true,\nb,e,prognosis,true,30\n"], r"e is prognosis in one place"),
     ],
@@ -93,6 +94,36 @@ def test_rows_equal_in_every_column_count_once_and_no_table_is_no_row(read):
 def test_a_mistake_is_named_by_table_and_column(read, texts, message):
     with pytest.raises(ConfigError, match=message):
         read(*texts, known="prognosis")
+
+
+@pytest.mark.parametrize(
+    ("answers", "survival", "agree"),
+    [
+        (["false,30"], "true,10", False), (["false,10"], "true,10", False), (["false,9"], "true,10", True),
+        (["true,30"], "true,40", False), (["true,40"], "true,40", True), (["true,365"], "true,40", True),
+        (["true,30"], "false,30", False), (["true,31"], "false,30", True), (["false,365"], "false,30", True),
+        (["true,30", "false,365"], None, False), (["true,30", "false,30.5"], None, False),
+        (["false,30", "true,365"], None, True), ([",30", "false,365"], "false,700", True),
+    ],
+)  # fmt: skip
+def test_answers_that_cannot_all_be_true_are_refused(read, answers, survival, agree):
+    """The happy other study and the other phenotype say nothing of this one."""
+    others = "b,edema,prognosis,true,30\na,stroke,prognosis,true,30\n"
+    texts = [BINARY + others + "".join(f"a,edema,prognosis,{answer}\n" for answer in answers)]
+    texts += [SURVIVAL + f"a,edema,prognosis,{survival}\n"] if survival else []
+    if agree:
+        assert len(read(*texts)) == 2 + len(answers) + bool(survival)
+    else:
+        with pytest.raises(ConfigError, match="1 studies of edema have answers that contradict each other"):
+            read(*texts)
+
+
+def test_a_diagnosis_needs_no_labels_and_a_prognosis_does(read):
+    given = read(BINARY + "".join(f"{s},pe,diagnosis,true,\n{s},edema,prognosis,true,30\n" for s in "ayz"))
+    table, counts = with_label_tables(OWN, given, pl.Series(["a", "y"]), pl.Series(["a"]), 1.0)
+    assert table.filter(phenotype="pe")["study_id"].to_list() == ["a", "y"]
+    assert table.filter(phenotype="edema")["study_id"].to_list() == ["a"]
+    assert (counts["unlabelled_study"], counts["used"]) == (3, 3)
 
 
 def test_a_table_that_is_not_there_is_named(tmp_path):
@@ -103,6 +134,9 @@ def test_a_table_that_is_not_there_is_named(tmp_path):
 def test_a_phenotype_without_codes_warns_that_its_codes_may_be_tasks(read, caplog):
     read(BINARY + "a,edema,prognosis,true,30\na,report,prognosis,true,30\n", edema="prognosis")
     assert "no codes are declared for report;" in caplog.text
+    caplog.clear()
+    read(BINARY + "a,edemma,prognosis,true,30\na,x,prognosis,true,30\n", edema="prognosis", stroke="prognosis")
+    assert "no codes are declared for edemma (did you mean edema?), x;" in caplog.text
 
 
 OWN = pl.DataFrame(
@@ -119,7 +153,7 @@ OWN = pl.DataFrame(
 def test_a_named_phenotype_comes_from_the_tables_alone(read):
     """The edema of the codes goes, with its time to event; stroke stays."""
     given = read(BINARY + "a,edema,prognosis,true,365\nb,edema,prognosis,false,365\nz,edema,prognosis,true,365\n")
-    table, counts = with_label_tables(OWN, given, pl.Series(["a", "b"]), 1.0)
+    table, counts = with_label_tables(OWN, given, pl.Series(["a", "b", "z"]), pl.Series(["a", "b"]), 1.0)
     assert table.select("study_id", "phenotype", "horizon_days", "label").rows() == [
         ("a", "stroke", None, None), ("a", "edema", 365.0, True), ("b", "edema", 365.0, False)
     ]  # fmt: skip
@@ -129,14 +163,15 @@ def test_a_named_phenotype_comes_from_the_tables_alone(read):
 
 
 def test_times_inside_the_blackout_are_left_out_and_counted(read):
-    """Ending exactly with it, and a negative duration."""
-    given = read(SURVIVAL + "a,x,prognosis,true,1\nb,x,prognosis,false,-4\nc,x,prognosis,true,1.001\n")
-    table, counts = with_label_tables(OWN, given, pl.Series(["a", "b", "c"]), 1.0)
+    """At the scan, and ending exactly with it."""
+    given = read(SURVIVAL + "a,x,prognosis,true,1\nb,x,prognosis,false,0\nc,x,prognosis,true,1.001\n")
+    ids = pl.Series(["a", "b", "c"])
+    table, counts = with_label_tables(OWN, given, ids, ids, 1.0)
     assert table.filter(phenotype="x")["study_id"].to_list() == ["c"]
     assert (counts["in_blackout"], counts["used"], counts["instead_of_codes"]) == (2, 1, [])
 
 
 def test_without_tables_nothing_changes():
-    table, counts = with_label_tables(OWN, pl.DataFrame(schema=PHENOTYPES), pl.Series(["a"]), 1.0)
+    table, counts = with_label_tables(OWN, pl.DataFrame(schema=PHENOTYPES), pl.Series(["a"]), pl.Series(["a"]), 1.0)
     assert table.equals(OWN)
     assert counts["rows"] == 0

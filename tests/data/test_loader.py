@@ -51,9 +51,11 @@ def write_prepared(folder, split_of=lambda n: "tuning" if n % 6 == 5 else "train
                 "task_index": one.events.index.tolist(),
                 "event_days": one.event_days.tolist(),
                 "history_index": one.history.index.tolist(),
+                "visit_index": one.visit.index.tolist(),
             }
         )
     schema = {"task_index": pl.List(pl.Int32), "event_days": pl.List(pl.Float64), "history_index": pl.List(pl.Int32)}
+    schema["visit_index"] = pl.List(pl.Int32)
     labelled = [row for n, row in enumerate(rows) if n not in UNLABELLED]
     write_parquet(pl.DataFrame(labelled, schema_overrides=schema), folder / "labels.parquet")
     volumes = []
@@ -194,6 +196,19 @@ def test_a_batch_carries_the_labels_of_its_rows(train, written):
 def test_the_number_of_reading_threads_changes_nothing(train):
     one, four = (list(BatchLoader(train, 4, 0, threads=n)) for n in (1, 4))
     assert all(equal(a, b) for a, b in zip(one, four, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_batches_copied_ahead_to_the_device_are_the_same(train):
+    """Also when the consumer is slower than the copies, whose memory must not be given away under it."""
+    device = torch.device("cuda")
+    here = list(BatchLoader(train, 4, seed=3))
+    for batch, expected in zip(BatchLoader(train, 4, seed=3, device=device), here, strict=True):
+        assert batch.volume_BDHW.device.type == "cuda"
+        torch.cuda._sleep(10_000_000)
+        for field in fields(batch):
+            assert torch.equal(getattr(batch, field.name).cpu(), getattr(expected, field.name)), field.name
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])

@@ -38,10 +38,20 @@ def test_parquet_and_csv_give_the_same_studies_sorted_by_id(tmp_path, suffix):
         "date_only": [True, False],
         "image": [None, "a/2.nii.gz"],
         "split": ["held_out", "train"],
+        "series_uid": [None, None],
+        "patient_id": [None, None],
         "site": ["y", "x"],
     }
     assert table.frame.schema["study_time"] == pl.Datetime("us")
     assert (table.refused, table.num_studies, table.carried) == ([], 2, ["site"])
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+def test_the_series_and_the_images_patient_are_read_as_text_and_not_carried(tmp_path, suffix):
+    path = write(tmp_path / f"studies{suffix}", series_uid=["1.2.3", None], patient_id=[None, 70])
+    table = read(path)
+    assert table.frame.select("series_uid", "patient_id").rows() == [(None, "70"), ("1.2.3", None)]
+    assert table.carried == ["site"]
 
 
 @pytest.mark.parametrize(

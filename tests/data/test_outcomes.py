@@ -15,7 +15,12 @@ PHENOTYPES = {
 
 @pytest.fixture
 def prepared(tmp_path):
-    keys = [("A", 1, "train", "ka", "s1"), ("B", 2, "train", "kb", "s2"), ("C", 3, "held_out", "kc", "s3")]
+    keys = [
+        ("A", 1, "train", "ka", "s1"),
+        ("B", 2, "train", "kb", "s2"),
+        ("C", 3, "held_out", "kc", "s3"),
+        ("D", 4, "train", "kd", "s4"),
+    ]
     names = ["study_id", "subject_id", "split", "study_key", "subject_key"]
     pl.DataFrame(keys, schema=names, orient="row").write_parquet(tmp_path / "keys.parquet")
     rows = [
@@ -26,6 +31,7 @@ def prepared(tmp_path):
         ("A", "edema", "prognosis", 365.0, True, True, False, 40.0),
         ("C", "embolism", "diagnosis", None, True, True, False, None),
         ("B", "embolism", "diagnosis", None, False, False, False, None),
+        ("D", "embolism", "diagnosis", None, True, True, False, None),  # no labels: nobody asks for D
     ]
     pl.DataFrame(rows, schema=PHENOTYPES, orient="row").write_parquet(tmp_path / "phenotypes.parquet")
     covariates = {"study_id": ["A", "B", "C"], "age_years": [50.0, 70.0, None], "sex": ["F", None, "M"]}

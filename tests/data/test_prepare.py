@@ -6,9 +6,10 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 
-from data import prepare
+from data import prepare, trusted
 from data.cache import read_volume
 from data.prepare import PreparedVolume, prepare_study
 from data.quarantine import Quarantined
@@ -69,6 +70,50 @@ def test_a_file_replaced_behind_an_unchanged_mtime_is_other_content(root, cache)
     after = prepare_study(("s", "a.nii.gz"), root, cache, SPEC)
     assert not after.reused
     assert after.record.voxel_hash != before.record.voxel_hash
+
+
+@pytest.mark.parametrize("image", ["a.nii.gz", "b"])
+def test_trusted_dates_spare_the_hash_and_a_changed_date_does_not(root, cache, image, monkeypatch):
+    first = prepare_study((image, image), root, cache, SPEC, trust_mtime=True)
+    monkeypatch.setattr(trusted, "source_hash", None)
+    again = prepare_study((image, image), root, cache, SPEC, trust_mtime=True)
+    assert again.reused
+    assert again.content_key == first.content_key
+    monkeypatch.undo()
+    file = root / image if (root / image).is_file() else sorted((root / image).iterdir())[3]
+    data, times = bytearray(file.read_bytes()), file.stat()
+    data[-1] ^= 1
+    file.write_bytes(data)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert prepare_study((image, image), root, cache, SPEC, trust_mtime=True).content_key == first.content_key
+    os.utime(file)
+    changed = prepare_study((image, image), root, cache, SPEC, trust_mtime=True)
+    assert isinstance(changed, Quarantined) or changed.content_key != first.content_key  # the gzip one is broken
+
+
+def test_the_tables_series_and_patient_are_asked_of_the_images(root, cache):
+    """Each has its own entry in the cache, so that a later word of the table is not answered from an earlier one."""
+    write_dicom(root / "two" / "a", chest(2))
+    write_dicom(root / "two" / "b", chest(3)[:-2])
+    uids = [pydicom.dcmread(min((root / "two" / name).iterdir())).SeriesInstanceUID for name in "ab"]
+    by_rule = prepare_study(("s", "two", None, None), root, cache, SPEC)
+    first, second = (prepare_study(("s", "two", uid, None), root, cache, SPEC) for uid in uids)
+    assert by_rule.record.voxel_hash == first.record.voxel_hash != second.record.voxel_hash
+    assert isinstance(prepare_study(("s", "two", uids[1], "nobody"), root, cache, SPEC), PreparedVolume)
+    for said, code in (((None, CANARY), "IDENTITY_CONFLICT"), (("1.2.3", None), "NO_SERIES")):
+        record = prepare_study(("s", "two", *said), root, cache, SPEC)
+        assert (record.code, CANARY in record.detail) == (code, False)
+    assert isinstance(prepare_study(("s", "a.nii.gz", "1.2.3", CANARY), root, cache, SPEC), PreparedVolume)
+
+
+def test_a_damaged_stamp_is_made_again(root, cache):
+    first = prepare_study(("s", "b"), root, cache, SPEC, trust_mtime=True)
+    [stamp] = cache.glob("*.stamp")
+    good = stamp.read_bytes()
+    for damaged in (b"", b"[]", b"{}", good[:-9]):
+        stamp.write_bytes(damaged)
+        assert prepare_study(("s", "b"), root, cache, SPEC, trust_mtime=True).content_key == first.content_key
+        assert stamp.read_bytes() == good
 
 
 def test_two_series_in_one_folder_are_told_apart_by_the_file_that_is_named(tmp_path, cache):
@@ -138,7 +183,7 @@ def test_an_image_that_is_not_there_or_not_ours_is_refused(root, cache, image, c
 
 
 def test_an_unexpected_exception_is_recorded_by_type_and_place_without_its_message(root, cache, monkeypatch):
-    def broken(path, _):
+    def broken(path, *_):
         raise ZeroDivisionError(f"{CANARY} in {path}")
 
     monkeypatch.setattr(preprocess, "preprocess_ct", broken)

@@ -174,6 +174,40 @@ def test_a_meds_data_set_stays_as_it_is_and_takes_an_athena_export(tmp_path, con
     assert list(records.counts) == ["ontology"]
 
 
+def write_meds(folder: Path, codes: list[str], parents: dict[str, list[str]]) -> Path:
+    for part in ("data", "metadata"):
+        (folder / part).mkdir(parents=True)
+    events = pl.DataFrame({"subject_id": 1, "time": datetime(2015, 1, 1), "code": codes})
+    events.write_parquet(folder / "data" / "0.parquet")
+    metadata = pl.DataFrame({"code": list(parents), "parent_codes": list(parents.values())})
+    metadata.write_parquet(folder / "metadata" / "codes.parquet")
+    return folder
+
+
+def vocabulary_above(folder: Path, meds: Path, athena: Path, config: EhrConfig) -> list[str]:
+    records = open_records(folder, meds, athena, config, HASHES, plain_map)
+    return pl.read_parquet(records.ontology / "metadata" / "codes.parquet")["code"].to_list()
+
+
+def test_parents_that_the_data_set_lists_are_looked_up_in_athena(tmp_path, config):
+    """MIMIC's form: DIAGNOSIS//x -> (the data's own) V/3 -> (Athena) V/4 -> V/9, though nobody has a V/3."""
+    meds = write_meds(tmp_path / "meds", ["DIAGNOSIS//x"], {"DIAGNOSIS//x": ["LOCAL/y"], "LOCAL/y": ["V/3", None]})
+    athena = write_athena(tmp_path / "athena")
+    found = vocabulary_above(prepared(tmp_path, "prepared"), meds, athena, config)
+    assert found == ["V/3", "V/4", "V/9"]
+
+
+def test_codes_spoken_of_and_shorter_icd_codes_are_looked_up_in_athena(tmp_path, config):
+    """V/5 only in ehr.exclude; ICD10CM/I27.20 is not in Athena, ICD10CM/I27 is; nothing else of the data is."""
+    meds = write_meds(tmp_path / "meds", ["LOCAL/1", "ICD10CM/I27.20"], {"LOCAL/1": []})
+    athena = write_athena(tmp_path / "athena")
+    with (athena / "CONCEPT.csv").open("a") as file:
+        file.write("\t".join(("77", "category", "ICD10CM", "I27", "", "")) + "\n")
+    config = EhrConfig(phenotypes=config.phenotypes, exclude=["V/5"])
+    found = vocabulary_above(prepared(tmp_path, "prepared"), meds, athena, config)
+    assert found == ["ICD10CM/I27", "V/5", "V/6", "V/9"]
+
+
 def test_labels_of_an_omop_extract_know_its_descendants(tmp_path, omop, config):
     """Phenotype V/9 is met by its descendants alone; the summary and the manifest get the conversion."""
     studies = pl.DataFrame(

@@ -42,6 +42,8 @@ def icd_parent(code: str) -> str | None:
     for prefix in ("ICD10CM/", "ICD10/", "ICD9CM/", "ICD9/", "DIAGNOSIS//ICD//10//", "DIAGNOSIS//ICD//9//"):
         if code.startswith(prefix) and "/" not in code[len(prefix) :]:
             body = code[len(prefix) :]
+            if prefix.startswith("ICD9") and body.isdigit():  # 0066 may be the procedure 00.66
+                return None
             category = 4 if "9" in prefix and body.startswith("E") else 3
             if len(body) > category:
                 return prefix + body[:-1].rstrip(".")
@@ -122,15 +124,15 @@ def own_stay(events: list[Event], scan: dict) -> tuple[int, int] | None:
     """First and last moment of the hospital stay that holds the scan."""
     t0_last = scan["t0"] + (DAY - 1 if scan["date_only"] else 0)
     entries = sorted({e.start for e in events if e.code.startswith("HOSPITAL_ADMISSION")})
-    leaves = sorted({max(e.start, e.end - 1) for e in events if e.code.startswith("HOSPITAL_DISCHARGE")})
+    leaves = sorted({(max(e.start, e.end - 1), e.start) for e in events if e.code.startswith("HOSPITAL_DISCHARGE")})
     earlier = [entry for entry in entries if entry <= t0_last]
-    # an admission that was never closed before the next one is no stay
+    # an admission that was never closed before the next one is no stay; a date may close it on the next one's day
     for entry in reversed(earlier):
         following = [e for e in entries if e > entry]
-        closing = [leave for leave in leaves if leave >= entry]
-        if not closing or (following and closing[0] > following[0]):
+        closing = [leave for leave in leaves if leave[0] >= entry]
+        if not closing or (following and closing[0][1] > following[0]):
             continue
-        return (entry, closing[0]) if closing[0] >= scan["t0"] else None
+        return (entry, closing[0][0]) if closing[0][0] >= scan["t0"] else None
     return None
 
 
@@ -286,9 +288,11 @@ def slow_labels(
     latest = max(t for events in raw.values() for t, _ in events if t is not None)
     scans = [{**s, "t0": micro(s["study_time"])} for s in studies if s["subject_id"] in raw]
 
-    mine = {}
+    mine, scanned = {}, {scan["subject_id"] for scan in scans}
     for name, phenotype in phenotypes.items():
         meant = {code for code, above in closure.items() if matches(phenotype["codes"], above)}
+        if not any(code in meant for subject in scanned for _, code in raw[subject]):
+            continue  # whether it happened cannot be known
         mine |= {(subject, name): [e for e in events if e.code in meant] for subject, events in timed.items()}
 
     rows, results, people = {}, {}, {}
@@ -299,11 +303,13 @@ def slow_labels(
         rule = [(periods or {}).get(subject, []), scan["t0"]] if observed else config["followup"]
         end = end_of_follow_up(timed[subject], latest, rule, config["cutoff_date"])
         row = label_study(scan, timed[subject], blackout, end, closure)
-        if row is None:
-            continue
-        rows[scan["study_id"]] = row
-        people[scan["study_id"]] = person(raw[subject], scan["t0"])
+        if row is not None:
+            rows[scan["study_id"]] = row
+            people[scan["study_id"]] = person(raw[subject], scan["t0"])
         for name, phenotype in phenotypes.items():
+            unanswered = row is None and (phenotype.get("kind") != "diagnosis" or (observed and end[0] is None))
+            if (subject, name) not in mine or unanswered:
+                continue
             result = outcome(phenotype, scan, row, mine[subject, name], blackout)
             usual = "exclude" if config["recurrence"] == "incident" else "keep"
             if result["history"] and (phenotype.get("prevalent") or usual) == "exclude":

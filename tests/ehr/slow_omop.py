@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as parquet
 
 EPOCH = datetime(1970, 1, 1)
+DAY = 86_400_000_000
 START = {  # table: concept column's stem, stem of the time's columns
     "condition_occurrence": ("condition", "condition_start"),
     "drug_exposure": ("drug", "drug_exposure_start"),
@@ -56,11 +57,13 @@ def slow_events(folder: Path) -> dict[int, list[tuple[int | None, str]]]:
     names = concept_names(folder)
     events = {int(row["person_id"]): [] for row in rows_of(folder, "person")}
 
+    def codes(row: dict, stem: str) -> list[str]:
+        """Of the concept and of the source's, as far as they are known and differ."""
+        found = [names.get(int(row.get(f"{stem}{end}_concept_id") or 0)) for end in ("", "_source")]
+        return list(dict.fromkeys(code for code in found if code))
+
     def code(row: dict, stem: str) -> str | None:
-        for column in (f"{stem}_concept_id", f"{stem}_source_concept_id"):
-            if names.get(int(row.get(column) or 0)):
-                return names[int(row[column])]
-        return None
+        return next(iter(codes(row, stem)), None)
 
     for row in rows_of(folder, "person"):
         mine = events[int(row["person_id"])]
@@ -70,20 +73,40 @@ def slow_events(folder: Path) -> dict[int, list[tuple[int | None, str]]]:
     for table, (stem, start) in START.items():
         seen = set()
         for row in rows_of(folder, table):
-            known = int(row["person_id"]) in events and time_of(row, start) is not None and code(row, stem)
+            known = int(row["person_id"]) in events and time_of(row, start) is not None and codes(row, stem)
             if known and repr(row) not in seen:
-                events[int(row["person_id"])].append((time_of(row, start), known))
+                events[int(row["person_id"])] += [(time_of(row, start), each) for each in known]
                 seen.add(repr(row))
+    stays = {subject: [] for subject in events}
     for row in rows_of(folder, "visit_occurrence"):
         begin, end = time_of(row, "visit_start"), time_of(row, "visit_end")
         mine = events.get(int(row["person_id"]), [])
         if row["visit_concept_id"] in (9201, 262, 8717) and end is not None and end > begin:
-            mine += [(begin, "HOSPITAL_ADMISSION"), (end, "HOSPITAL_DISCHARGE")]
-        elif code(row, "visit"):
-            mine.append((begin, code(row, "visit")))
+            stays.get(int(row["person_id"]), []).append((begin, end))
+        else:
+            mine += [(begin, each) for each in codes(row, "visit")]
+    for subject, given in stays.items():
+        for begin, end in joined(given):
+            events[subject] += [(begin, "HOSPITAL_ADMISSION"), (end, "HOSPITAL_DISCHARGE")]
     for row in rows_of(folder, "death"):
         events.get(int(row["person_id"]), []).append((time_of(row, "death"), "MEDS_DEATH"))
     return {subject: mine for subject, mine in events.items() if mine}
+
+
+def last_moment(end: int) -> int:
+    """Of a stay's last day where its end is a date."""
+    return end + DAY - 1 if end % DAY == 0 else end
+
+
+def joined(stays: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Those that overlap or touch as one, one pair at a time until none is left."""
+    for one in range(len(stays)):
+        for other in range(one):
+            (a, b), (c, d) = stays[one], stays[other]
+            if a <= last_moment(d) and c <= last_moment(b):
+                rest = [stay for place, stay in enumerate(stays) if place not in (one, other)]
+                return joined([*rest, (min(a, c), max(b, d, key=last_moment))])
+    return stays
 
 
 def without_placeholders(events: dict) -> dict:
@@ -126,17 +149,34 @@ def slow_parents(folder: Path) -> dict[str, set[str]]:
         (row["concept_id_1"], row["concept_id_2"])
         for row in relations
         if row["relationship_id"] == "Maps to"
-        and not concepts.get(row["concept_id_1"], {"standard_concept": "S"})["standard_concept"]
+        and concepts.get(row["concept_id_1"], {"standard_concept": "S"})["standard_concept"] not in ("S", "C")
     ]
     if levels:
         near = [row for row in levels if row["min_levels_of_separation"] == 1]
         pairs += [(row["descendant_concept_id"], int(row["ancestor_concept_id"])) for row in near]
     else:
         pairs += [(r["concept_id_1"], r["concept_id_2"]) for r in relations if r["relationship_id"] == "Is a"]
-    parents = defaultdict(set)
+    above = defaultdict(set)
     for child, parent in pairs:
-        if child in names and parent in names and parent not in invalid and names[child] != names[parent]:
-            parents[names[child]].add(names[parent])
+        if child in names and parent in names:
+            above[child].add(parent)
+
+    def valid_above(concept: int, passed: set[int]) -> set[int]:
+        """The nearest valid parents: an invalid one stands for its own."""
+        found = set()
+        for parent in above.get(concept, ()):
+            if parent not in invalid:
+                found.add(parent)
+            elif parent not in passed:
+                passed.add(parent)
+                found |= valid_above(parent, passed)
+        return found
+
+    parents = defaultdict(set)
+    for child in above:
+        for parent in valid_above(child, set()):
+            if names[child] != names[parent]:
+                parents[names[child]].add(names[parent])
     return dict(parents)
 
 

@@ -96,6 +96,27 @@ def test_what_is_invalid_or_dangling_is_left_out_and_counted(tmp_path):
     assert (counts["invalid_relations"], counts["dangling_relations"], counts["invalid_parents"]) == (1, 2, 1)
 
 
+def test_an_invalid_concept_on_the_way_is_passed_and_not_kept(tmp_path):
+    """4 (source) -> 3 (replaced) -> 2 (replaced) -> 1; 6 -> 5 (deleted), which leads nowhere; 7 <-> 8 dead, 8 -> 1."""
+    concepts = [concept(1), *(concept(n, None, "U") for n in (2, 3, 7, 8)), concept(4, None), concept(5, None, "D")]
+    maps = [(4, 3), (3, 2), (2, 1), (6, 5), (7, 8), (8, 7), (8, 1)]
+    folder = write(tmp_path, [*concepts, concept(6, None)], [(*pair, "Maps to", None) for pair in maps], [])
+    found, counts = parents_of(folder, ["V/4", "V/6", "V/7"])
+    assert found == {"V/4": {"V/1"}, "V/6": set(), "V/7": {"V/1"}, "V/1": set()}
+    assert counts["invalid_parents"] == 5
+    assert parents_of(folder, ["V/3"])[0] == {"V/3": {"V/1"}, "V/1": set()}  # in the data: keeps its code
+
+
+@pytest.mark.parametrize("blank", ["", " ", "0", "N"])
+def test_standard_is_what_says_so_in_either_letter_case(tmp_path, blank):
+    """Exports quote the empty cell; 2 and 3 are standard or classification and do not map on."""
+    concepts = [concept(1, blank), concept(2, "s "), concept(3, "C"), concept(4, "S", "d")]
+    maps = [(n, 2, "Maps to", "") for n in (1, 2, 3)] + [(1, 3, "Maps to", " U"), (1, 4, "Maps to", None)]
+    found, counts = parents_of(write(tmp_path, concepts, maps, []), ["V/1", "V/3"])
+    assert found == {"V/1": {"V/2"}, "V/2": set(), "V/3": set()}
+    assert (counts["concepts"], counts["standard"], counts["invalid_relations"]) == (4, 3, 1)
+
+
 def test_a_cycle_ends_the_walk_and_is_reported(tmp_path):
     folder = write(tmp_path, [concept(n) for n in (1, 2, 3)], [], [(2, 1, 1), (1, 2, 1), (3, 2, 1)])
     metadata, _ = pruned_vocabulary([find_tables(folder)], pl.Series(["V/1"]))

@@ -172,6 +172,21 @@ def test_patients_without_a_scan_and_scans_without_a_time_are_counted(tmp_path, 
     assert (flow["subjects_without_study"], flow["date_only"], flow["labelled"]) == (1, 1, 2)
 
 
+def test_excluded_codes_may_end_in_a_star_and_those_the_data_lack_are_listed(three_subjects, label):
+    """The star stands for any ending, as in the phenotype file."""
+    everything = label(*three_subjects)
+    assert set(everything.tasks.codes) == {"MEDS_DEATH", "X/A", "X/B", "X/end"}
+    assert everything.counts["exclude_unmatched"] == []
+    result = label(*three_subjects, exclude=["X/e*", "X/A", "X/TYPO", "Y/*"])
+    assert set(result.tasks.codes) == {"MEDS_DEATH", "X/B"}
+    assert result.counts["exclude_unmatched"] == ["X/TYPO", "Y/*"]
+
+
+def test_an_excluded_code_that_is_no_text_is_refused():
+    with pytest.raises(ConfigError, match=r"ehr\.exclude"):
+        EhrConfig(exclude=["X/A", ""])
+
+
 @pytest.mark.parametrize("subject", [7, 2])
 def test_a_cohort_without_a_single_label_is_bad_data(tmp_path, meds, label, subject):
     folder = meds.write(tmp_path / "ehr", [[(2, T0 - DAY, "X/A")]])

@@ -18,6 +18,10 @@ CHAINS = [
     ["DIAGNOSIS//ICD//9//E8490", "DIAGNOSIS//ICD//9//E849"],
     ["DIAGNOSIS//ICD//10//E8490", "DIAGNOSIS//ICD//10//E849", "DIAGNOSIS//ICD//10//E84"],  # no external cause in ICD-10
     ["ICD10/E11.9", "ICD10/E11"],
+    ["ICD-10-CM/I27.20 ", "ICD-10-CM/I27.2", "ICD-10-CM/I27"],
+    ["icd9cm//e849.0", "icd9cm//e849"],
+    ["ICD9CM/V1251", "ICD9CM/V125", "ICD9CM/V12"],
+    ["DIAGNOSIS//ICD//9//4168", "DIAGNOSIS//ICD//9//416"],
 ]
 
 
@@ -30,7 +34,8 @@ def test_a_code_is_a_kind_of_every_shorter_one_down_to_the_category(chain):
 @pytest.mark.parametrize(
     "code",
     ["ICD10CM/I27", "ICD9CM/E849", "ICD10PCS/0DJ08ZZ", "PROCEDURE//ICD//10//0DJ08ZZ", "PROCEDURE//ICD//9//3893",
-     "ICD9Proc/38.93", "SNOMED/70995007", "ICD10CM/Chapter 9", "ICD10CM/", "LAB//ICD10CM/I27.20", "MEDS_DEATH", ""],
+     "ICD9Proc/38.93", "SNOMED/70995007", "ICD10CM/Chapter 9", "ICD10CM/", "LAB//ICD10CM/I27.20", "MEDS_DEATH", "",
+     "ICD9/0066", "ICD9CM/4168", "ICD-9-CM//41401"],
 )  # fmt: skip
 def test_categories_procedures_and_other_vocabularies_have_no_such_parent(code):
     assert len(icd_parents(pl.Series([code]))) == 0

@@ -41,8 +41,11 @@ def test_a_scan_outside_every_period_is_counted_apart_whatever_follows(tmp_path,
         (4, T0 + 8 * DAY, "MEDS_DEATH")
     ]
     studies = meds.studies([(s, T0, "train") for s in range(1, 9)])
-    result = label(observed(meds.write(tmp_path / "ehr", [rows]), periods), studies, **RULE)
+    phenotypes = {"sign": {"kind": "diagnosis", "codes": ["X/2"], "window_days": [0, 2]}}
+    result = label(observed(meds.write(tmp_path / "ehr", [rows]), periods), studies, phenotypes, **RULE)
     assert result.labels["subject_id"].to_list() == [1, 2, 5]
+    # 7 was observed at the scan, and a diagnosis asks for no more
+    assert result.phenotypes.select("study_id", "label").rows() == [(f"s0{n}", True) for n in (0, 1, 4, 6)]
     flow = result.counts["studies"]
     # 3, 4 and 6 lie outside; 7's period ends with the blackout; 8 has no record
     assert (flow["OUTSIDE_OBSERVATION"], flow["NO_FOLLOW_UP"], flow["NO_SUBJECT"], flow["labelled"]) == (3, 1, 1, 3)

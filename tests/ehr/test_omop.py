@@ -15,7 +15,8 @@ import pytest
 from ehr.schema import PERIODS
 from ehr.sources import conversion
 from ehr.sources.conversion import convert_omop, merged
-from ehr.sources.tables import find_tables
+from ehr.sources.omop import Clock
+from ehr.sources.tables import batches, find_tables
 from ttepretrain.errors import BadDataError, ConfigError, IntegrityError
 
 DAY = timedelta(days=1)
@@ -171,8 +172,7 @@ def converted(folder: Path, destination: Path, **options) -> tuple[dict, pl.Data
     """(counts, events) of the conversion on this process alone."""
     destination.mkdir()
     tables = find_tables(folder)
-    timezone = options.get("timezone")
-    counts = convert_omop(tables, [tables], destination, timezone, lambda f, xs: [f(x) for x in xs])
+    counts = convert_omop(tables, [tables], destination, Clock(**options), lambda f, xs: [f(x) for x in xs])
     return counts, pl.read_parquet(destination / "data" / "*.parquet")
 
 
@@ -207,10 +207,13 @@ def test_what_was_repaired_or_dropped_is_counted(parquet, tmp_path):
     expected = {
         "rows": 12, "header_rows": 0, "unreadable_times": 0, "no_time": 1, "date_only": 10, "end_before_start": 1,
         "no_person": 1, "repeated_rows": 1, "repeated_keys": 2, "no_concept": 1, "unknown_concept": 1, "by_source": 2,
-        "events": 7,
+        "with_source": 0, "events": 7,
     }  # fmt: skip
     assert tables["condition_occurrence"] == expected
-    assert tables["visit_occurrence"] | {"stays": 1, "events": 5, "date_only": 0} == tables["visit_occurrence"]
+    assert (
+        tables["visit_occurrence"] | {"stays": 1, "joined_stays": 0, "events": 5, "date_only": 0}
+        == tables["visit_occurrence"]
+    )
     assert tables["person"]["no_birth"] == tables["drug_exposure"]["rows"] == 0
     assert tables["observation_period"]["no_person"] == 1
     assert tables["death"]["events"] == 2  # both: follow-up takes the earliest
@@ -245,6 +248,96 @@ def test_what_5_3_and_5_4_name_differently_is_not_read(parquet, tmp_path, names)
     assert converted(parquet, tmp_path / "meds")[1].equals(base)
 
 
+def test_a_record_has_the_code_of_its_source_too(tmp_path):
+    """Where it is known and another one; sex, race and ethnicity stay single, and stays have their own codes."""
+    rows = [condition(1, LOW, source=202), condition(2, LOW, source=201), condition(3, LOW, source=999)]
+    stays = [visit(1, LOW, 9201, NOON, NOON + DAY) | {"visit_source_concept_id": 2_000_000_001}]
+    people = [person(LOW) | {"gender_source_concept_id": 8532, "race_source_concept_id": 38003564}]
+    write_parquet(tmp_path, extract() | {"condition_occurrence": rows, "visit_occurrence": stays, "person": people})
+    counts, events = converted(tmp_path, tmp_path / "meds")
+    assert events.filter(pl.col("time") == datetime(2015, 3, 4))["code"].to_list() == [
+        "ICD10CM/I27.20", "SNOMED/111", "SNOMED/111", "SNOMED/111",
+    ]  # fmt: skip
+    assert as_counter(events) == slow_omop.counted(slow_omop.slow_events(tmp_path))
+    assert counts["tables"]["condition_occurrence"]["with_source"] == 1
+    assert counts["tables"]["visit_occurrence"]["with_source"] == counts["tables"]["person"]["with_source"] == 0
+
+
+def as_date(row: dict) -> dict:
+    return row | {"visit_start_datetime": None, "visit_end_datetime": None}
+
+
+FIRST = datetime(2015, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("stays", "expected"),
+    [
+        ([(NOON, NOON + 4 * DAY), (NOON + 4 * DAY, NOON + 8 * DAY)], [(NOON, NOON + 8 * DAY)]),  # transfer
+        ([(NOON, NOON + 9 * DAY), (NOON + 4 * DAY, NOON + 6 * DAY)], [(NOON, NOON + 9 * DAY)]),  # nested
+        ([(NOON, NOON + DAY), (NOON + 1.5 * DAY, NOON + 2 * DAY)],
+         [(NOON, NOON + DAY), (NOON + 1.5 * DAY, NOON + 2 * DAY)]),
+        ([(FIRST, FIRST + 4 * DAY), (FIRST + 4 * DAY, FIRST + 8 * DAY)], [(FIRST, FIRST + 8 * DAY)]),  # dates
+        ([(FIRST, FIRST + DAY), (FIRST + 2 * DAY, FIRST + 3 * DAY)],
+         [(FIRST, FIRST + DAY), (FIRST + 2 * DAY, FIRST + 3 * DAY)]),  # home for a night
+        # the date lasts beyond noon of its day
+        ([(NOON, FIRST + 2 * DAY), (NOON + 2 * DAY, NOON + 3 * DAY)], [(NOON, NOON + 3 * DAY)]),
+        ([(NOON, FIRST + 2 * DAY), (NOON + DAY, NOON + 2 * DAY)], [(NOON, FIRST + 2 * DAY)]),
+    ],
+)  # fmt: skip
+def test_stays_that_overlap_or_touch_are_one_stay(tmp_path, stays, expected):
+    rows = [visit(n, LOW, (9201, 262)[n % 2], *stay) for n, stay in enumerate(reversed(stays))]
+    rows += [visit(9, HIGH, 9201, NOON + DAY, NOON + 3 * DAY)]  # another's
+    write_parquet(tmp_path, extract() | {"visit_occurrence": rows})
+    counts, events = converted(tmp_path, tmp_path / "meds")
+    assert as_counter(events) == slow_omop.counted(slow_omop.slow_events(tmp_path))
+    mine = events.filter(pl.col("subject_id") == LOW)
+    ends = [mine.filter(code=code)["time"].to_list() for code in ("HOSPITAL_ADMISSION", "HOSPITAL_DISCHARGE")]
+    assert list(zip(*ends)) == expected
+    assert counts["tables"]["visit_occurrence"]["joined_stays"] == len(stays) - len(expected)
+
+
+def test_without_bare_dates_a_stay_ends_at_midnight_sharp(tmp_path):
+    stays = [(NOON, FIRST + 2 * DAY), (NOON + 2 * DAY, NOON + 3 * DAY)]
+    write_parquet(tmp_path, extract() | {"visit_occurrence": [visit(n, LOW, 9201, *s) for n, s in enumerate(stays)]})
+    counts, _ = converted(tmp_path, tmp_path / "meds", date_only="never")
+    assert counts["tables"]["visit_occurrence"]["joined_stays"] == 0
+
+
+@pytest.mark.parametrize(("rule", "last"), [("midnight", datetime(2015, 7, 1)), ("never", datetime(2015, 6, 30))])
+def test_an_observation_period_that_ends_at_midnight_lasts_that_day_if_midnight_means_a_date(tmp_path, rule, last):
+    end = {"observation_period_end_datetime": datetime(2015, 6, 30)}
+    write_parquet(tmp_path, extract() | {"observation_period": [period(1, LOW, TODAY, date(2015, 6, 30)) | end]})
+    converted(tmp_path, tmp_path / "meds", date_only=rule)
+    periods = pl.read_parquet(tmp_path / "meds" / "observation_periods.parquet")
+    assert periods.rows() == [(LOW, datetime(2015, 3, 4), last)]
+
+
+def test_a_record_that_ends_at_the_midnight_of_its_day_does_not_end_before_it_starts(tmp_path):
+    rows = [condition(1, LOW, time=NOON) | {"condition_end_datetime": FIRST}]
+    write_parquet(tmp_path, extract() | {"condition_occurrence": rows})
+    for rule, count in (("midnight", 0), ("never", 1)):
+        counts, _ = converted(tmp_path, tmp_path / rule, date_only=rule)
+        assert counts["tables"]["condition_occurrence"]["end_before_start"] == count
+
+
+def test_compressed_csv_is_known_in_either_letter_case(parquet, tmp_path):
+    folder = tmp_path / "shouting"
+    folder.mkdir()
+    for name, rows in extract().items():
+        (folder / f"{name.upper()}.CSV.GZ").write_bytes(gzip.compress(text_of(rows).encode()))
+    base, _ = converted(parquet, tmp_path / "base")
+    assert converted(folder, tmp_path / "meds")[0] == base
+    for name in ("data/0.parquet", "metadata/codes.parquet"):
+        assert (tmp_path / "meds" / name).read_bytes() == (tmp_path / "base" / name).read_bytes()
+
+
+def test_a_quoted_nothing_is_null_and_a_quoted_null_is_text(tmp_path):
+    (tmp_path / "concept.csv").write_text('concept_id,concept_code,standard_concept\n1,"NA",""\n2,NA,\n')
+    (rows, _), *_ = batches(tmp_path, "concept.csv", ("concept_id", "concept_code", "standard_concept"))
+    assert rows.rows() == [("1", "NA", None), ("2", None, None)]
+
+
 def test_shards_split_the_subjects_and_change_nothing_else(parquet, tmp_path, monkeypatch):
     """Five shards instead of one; the scratch folder is gone."""
     _, one = converted(parquet, tmp_path / "one")
@@ -275,7 +368,18 @@ def test_births_without_a_day_lie_in_the_middle_of_what_is_known(tmp_path):
         ({"person_id": 1.5}, ConfigError, r"condition_occurrence\.person_id"),
         ({"condition_concept_id": "abc"}, ConfigError, r"condition_occurrence\.condition_concept_id"),
         ({"condition_start_date": "04/03/2015"}, ConfigError, "most times of condition_occurrence are unreadable"),
-        ({"condition_start_datetime": "2015-03-04 12:00:00+01:00"}, ConfigError, "times with a zone"),
+        *(
+            ({"condition_start_datetime": f"2015-03-04{time}"}, ConfigError, "times with a zone")
+            for time in (
+                " 12:00:00+01:00",
+                "T12:00Z",
+                " 12:00:00.5-05",
+                " 12:00:00 UTC",
+                " 12:00 CEST",
+                " 12:00:00 Europe/Berlin",
+                "T12:00:00+01:00[Europe/Berlin]",
+            )
+        ),
         ({"condition_start_date": 20150304}, ConfigError, r"condition_start_date is Int32"),
         ({"condition_concept_id": None}, ConfigError, r"condition_occurrence\.parquet: no column condition_concept_id"),
     ],

@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 import polars as pl
 import pytest
 
+from ehr.choice import excluded_codes
 from ehr.codes import index_codes
 from ehr.config import EhrConfig
 from ehr.ontology import from_metadata
@@ -27,7 +28,7 @@ def outcome(tmp_path, meds, label):
     def run(rows: list[tuple], phenotypes: dict, **config) -> dict:
         date_only = config.pop("scan_date_only", False)
         rows = [(1, T0 + when, code) for when, code in rows]
-        rows += [(8, T0 + 3 * DAY, "Q/A"), (8, T0 + 5 * DAY, "Q/B"), (9, T0 + 5 * DAY, "Q/B")]
+        rows += [(8, T0 + 3 * DAY, "Q/A"), (8, T0 + 5 * DAY, "Q/B"), (9, T0 + 5 * DAY, "Q/B"), (9, T0 + 5 * DAY, "Q/C")]
         t0 = T0.replace(hour=0) if date_only else T0
         studies = meds.studies([(1, t0, "train", date_only), (8, T0, "train"), (9, T0, "train")])
         result = label(meds.write(tmp_path / "ehr", [rows]), studies, phenotypes, **config)
@@ -73,6 +74,9 @@ def test_death_is_no_competitor_of_itself(outcome):
         ([(20 * DAY, IN)], 20.0),  # an outpatient's scan
         ([(2 * HOUR, IN), (4 * DAY, OUT)], None),  # admitted from the scan, inside the blackout
         ([(-9 * DAY, IN), (-3 * DAY, OUT), (4 * DAY, IN)], 4.0),  # the stay before is over
+        ([(-2.5 * DAY, IN), (1.5 * DAY, OUT), (1.5 * DAY, IN), (5.5 * DAY, OUT)], None),  # dates of one day: a transfer
+        ([(-2.5 * DAY, IN), (1.5 * DAY, OUT), (2.5 * DAY, IN)], 2.5),  # the next day
+        ([(-2.5 * DAY, IN), (1.5 * DAY, OUT), (2 * DAY, IN)], None),  # a date lasts until its day's end
         ([(-2 * DAY, IN), (3 * DAY, OUT), (60 * DAY, IN)], 60.0),
     ],
 )
@@ -136,7 +140,7 @@ def test_a_phenotype_keeps_or_excludes_prevalent_cases_whatever_the_tasks_do(out
 def test_death_before_the_horizon_may_differ_between_phenotypes(tmp_path, meds, label):
     """Both die at day 20 without the event; the file's rule wins over the run's."""
     rows = [(1, T0 + 20 * DAY, "MEDS_DEATH"), (2, T0 + 3 * DAY, "Q/A")]
-    rows += [(s, T0 + 9 * DAY, "Q/B") for s in (2, 3)]
+    rows += [(s, T0 + 9 * DAY, "Q/B") for s in (2, 3)] + [(3, T0 + 9 * DAY, "Q/C")]
     rule = {"codes": ["Q/C"], "horizons_days": [30]}
     phenotypes = {"p": rule, "q": rule | {"death_before_horizon": "censored"}}
     studies = meds.studies([(s, T0, "train") for s in (1, 2, 3)])
@@ -162,13 +166,36 @@ def test_a_horizon_that_ends_before_events_count_is_refused(outcome, fields, con
         outcome([(50 * DAY, "Q/C")], {"p": {"codes": ["Q/C"], "horizons_days": [30, 31], **fields}}, **config)
 
 
-def test_unknown_codes_are_counted_and_their_phenotype_never_happens(tmp_path, meds, label):
+def test_unknown_codes_are_counted_and_a_phenotype_of_them_alone_has_no_rows(tmp_path, meds, label):
     rows = [(1, T0 + 3 * DAY, "Q/A"), (2, T0 + 5 * DAY, "Q/B")]
     phenotypes = {"p": {"codes": ["GONE/1", "NEVER/*", "Q/A"]}, "q": {"codes": ["GONE/2"], "horizons_days": [2]}}
     studies = meds.studies([(1, T0, "train"), (2, T0, "train")])
     result = label(meds.write(tmp_path / "ehr", [rows]), studies, phenotypes, exclude_phenotypes=False)
     assert result.counts["phenotypes_unmatched"] == {"p": ["GONE/1", "NEVER/*"], "q": ["GONE/2"]}
-    assert result.phenotypes.filter(phenotype="q", horizon_days=2.0)["label"].to_list() == [False, False]
+    assert result.counts["phenotypes_without_rows"] == ["q"]
+    assert result.phenotypes["phenotype"].unique().to_list() == ["p"]
+
+
+def test_no_phenotype_in_the_data_at_all_is_no_error(tmp_path, meds, label):
+    rows = [(1, T0 + 3 * DAY, "Q/A"), (2, T0 + 5 * DAY, "Q/B")]
+    studies = meds.studies([(1, T0, "train"), (2, T0, "train")])
+    result = label(meds.write(tmp_path / "ehr", [rows]), studies, {"q": {"codes": ["GONE/2"]}})
+    assert (len(result.labels), len(result.phenotypes)) == (2, 0)
+
+
+def test_a_diagnosis_does_not_ask_for_follow_up(tmp_path, meds, label):
+    """The embolism an hour after the scan kills the first within the blackout; the last record of the second is it."""
+    rows = [(1, T0 + HOUR, "Q/PE"), (1, T0 + 11 * HOUR, "MEDS_DEATH"), (2, T0 - HOUR, "Q/PE"), (3, T0 - DAY, "Q/A")]
+    rows += [(4, T0 + 9 * DAY, "Q/A"), (5, T0 + 9 * DAY, "Q/B")]
+    phenotypes = {"pe": {"kind": "diagnosis", "codes": ["Q/PE"]}, "death": {"codes": ["MEDS_DEATH"]}}
+    studies = meds.studies([(s, T0, "train") for s in (1, 2, 3, 4, 5, 6)])
+    result = label(meds.write(tmp_path / "ehr", [rows]), studies, phenotypes)
+    assert result.labels["study_id"].to_list() == result.covariates["study_id"].to_list() == ["s03", "s04"]
+    found = result.phenotypes.filter(phenotype="pe").select("study_id", "label", "event", "competing", "time_days")
+    assert found.rows() == [
+        (f"s0{n}", answer, answer, False, None) for n, answer in enumerate([True, True, False, False, False])
+    ]
+    assert result.phenotypes.filter(phenotype="death")["study_id"].to_list() == ["s03", "s04"]
 
 
 @pytest.mark.parametrize("name", ["default", "inspect", "icd", "icd_mimic"])
@@ -207,6 +234,26 @@ def test_the_shipped_patterns_mean_the_codes_as_they_are_written(repository, nam
     phenotypes = read_phenotypes(repository / "configs" / "phenotypes" / f"{name}.yaml")
     found = [n for n, p in phenotypes.items() if index.number(written) in match_codes(p.codes, index)[0]]
     assert found == ([meant] if meant else [])
+
+
+@pytest.mark.parametrize(
+    ("name", "written", "excluded"),
+    [
+        ("icd_mimic", "TRANSFER_TO//discharge//UNKNOWN", True), ("icd_mimic", "TRANSFER_TO//admit//Neurology", True),
+        ("icd_mimic", "TRANSFER_TO//transfer//Neurology", False), ("icd_mimic", "DRG//HCFA//280//AMI", True),
+        ("icd_mimic", "TRANSFER_TO//ED//Emergency Department", False), ("icd_mimic", "HOSPITAL_DISCHARGE//DIED", True),
+        *((name, f"Visit/{kind}", True) for name in ("default", "inspect", "icd") for kind in ("IP", "ERIP")),
+        *((name, "Visit/OP", False) for name in ("default", "inspect", "icd")),
+        ("default", "CMS Place of Service/21", True),
+    ],
+)  # fmt: skip
+def test_what_is_written_once_per_stay_is_no_task(repository, name, written, excluded):
+    """It would be readmission under another name."""
+    seen = pl.DataFrame({"code": [written, "Q/A"], "train": [True, True]})
+    index = index_codes(seen, from_metadata(pl.DataFrame(schema=METADATA)), [])
+    phenotypes = under(EhrConfig(), read_phenotypes(repository / "configs" / "phenotypes" / f"{name}.yaml"))
+    codes_of = {n: match_codes(p.codes, index)[0] for n, p in phenotypes.items()}
+    assert (index.number(written) in excluded_codes(index, phenotypes, codes_of, EhrConfig())) == excluded
 
 
 @pytest.mark.parametrize(

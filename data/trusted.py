@@ -1,0 +1,38 @@
+"""Source hashes remembered by the sizes and dates of the files: what `prepare.trust_mtime` takes on trust.
+
+volumes/<hash of the path>.stamp    {"files": digest of every file's name, size, mtime; "source_hash": of their bytes}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from ttepretrain.files import write_atomic
+from ttepretrain.volume.source import declared_os_errors, source_files, source_hash
+
+
+def trusted_hash(path: Path, folder: Path) -> str:
+    """source_hash(path); the remembered one where no file's size or date has changed. Raises as source_hash does."""
+    stamp = folder / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:40]}.stamp"
+    with declared_os_errors():
+        files = _digest(path)
+    try:
+        known = json.loads(stamp.read_text())
+        if known["files"] == files:
+            return known["source_hash"]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    found = source_hash(path)
+    write_atomic(stamp, json.dumps({"files": files, "source_hash": found}))
+    return found
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    for file in source_files(path):
+        stat = file.stat()
+        digest.update(os.fsencode(file) + f"\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+    return digest.hexdigest()
