@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -192,15 +193,17 @@ def run_labels(folder: Path, studies: pl.DataFrame, subjects: int) -> dict:
 
 
 def workers() -> list[Path]:
-    """/proc folders of this process and of its Ray workers."""
-    found = [Path("/proc") / str(os.getpid())]
+    """/proc folders of this process and of the Ray workers below it."""
+    parents = {}
     for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if (process / "cmdline").read_bytes().startswith(b"ray::"):
-                found.append(process)
-        except OSError:  # it has ended
-            continue
-    return found
+        with suppress(OSError):  # it has ended
+            parents[int(process.name)] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+    below, found = {os.getpid()}, set()
+    while below:
+        found |= below
+        below = {child for child, parent in parents.items() if parent in below}
+    named = (Path("/proc") / str(number) for number in sorted(found))
+    return [p for p in named if p.name == str(os.getpid()) or (p / "cmdline").read_bytes().startswith(b"ray::")]
 
 
 def cpu_seconds(process: Path) -> float:

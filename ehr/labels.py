@@ -19,7 +19,7 @@ from ehr.grid import HISTORY, Cells, slices
 from ehr.phenotypes import outcomes
 from ehr.schema import DAY_US
 from ehr.scratch import read_stash, write_stash
-from ehr.shard import Rules, Shard, Timelines, blocks, study_cells, timelines
+from ehr.shard import MAX_CELLS, Rules, Shard, Timelines, blocks, study_cells, timelines
 from ehr.timeline import NEVER, in_units
 
 
@@ -85,13 +85,28 @@ def _counts(cells: Cells, studies: pl.DataFrame, rules: Rules) -> tuple[np.ndarr
         out = cells.level >= HISTORY
         np.add.at(lost, cells.code[out], followed[cells.row[out]])
         hit &= ~out
+    hit = np.flatnonzero(hit)
     code, row = cells.code[hit], cells.row[hit]
     np.add.at(lost, code, censor[row] - cells.first[hit])
-    alone = (np.bincount(subject)[subject] == 1)[row]  # only a subject with several studies can be counted twice
-    again = np.unique(subject[row[~alone]] * num_codes + code[~alone]) % num_codes
-    having = cells.code[first_study[cells.row]]
-    subjects, events, once, more = (np.bincount(c, minlength=num_codes) for c in (having, code, code[alone], again))
-    return subjects, events, once + more, lost, int(followed.sum())
+    having = cells.code[np.flatnonzero(first_study[cells.row])]
+    again = np.bincount(subject)[subject[row]] > 1  # only a subject with several studies can be counted twice
+    several, alone = np.flatnonzero(again), np.flatnonzero(~again)
+    subjects, events, once = (np.bincount(c, minlength=num_codes) for c in (having, code, code[alone]))
+    patients = once + _subjects_with(code[several], subject[row[several]], num_codes)
+    return subjects, events, patients, lost, int(followed.sum())
+
+
+def _subjects_with(code: np.ndarray, subject: np.ndarray, num_codes: int) -> np.ndarray:
+    """int64 [C]: how many of the subjects (ascending) have each code. A few at a time; sorting the pairs is slower."""
+    place = np.cumsum(subject[1:] != subject[:-1], dtype=np.int64)
+    place = np.append(0, place)[: len(subject)]
+    counts, step = np.zeros(num_codes, np.int64), max(1, MAX_CELLS // num_codes)
+    for first in range(0, int(place.max(initial=-1)) + 1, step):
+        some = slice(*np.searchsorted(place, (first, first + step)))
+        table = np.zeros((step, num_codes), bool)
+        table[place[some] - first, code[some]] = True
+        counts += table.sum(axis=0)
+    return counts
 
 
 def label_shard(shard: Shard, rules: Rules, tasks: np.ndarray) -> pl.DataFrame:

@@ -26,7 +26,7 @@ class SpoolWriter:
     """Takes the events of some files batch by batch."""
 
     def __init__(self, folder: Path, number: int):
-        self._path, self._num_events, self._num_names = _path(folder, number, "names"), 0, 0
+        self._folder, self._number, self._num_events, self._num_names = folder, number, 0, 0
         self._names = [pl.Series("code", [], pl.String)]
         self._open = ExitStack()
         self._time, self._code = (
@@ -38,11 +38,14 @@ class SpoolWriter:
 
     def __exit__(self, *error: object) -> None:
         self._open.close()
-        self.names().to_frame().write_ipc(self._path)
 
-    def names(self) -> pl.Series:
-        """The names of all batches, one after the other."""
-        return pl.concat(self._names)
+    def close_names(self) -> tuple[pl.Series, np.ndarray]:
+        """Unique names, and the place in them of every name of every batch. Writes both."""
+        every = pl.concat(self._names).to_arrow().dictionary_encode()
+        names, place = (pl.Series("code", pl.from_arrow(part)) for part in (every.dictionary, every.indices))
+        names.to_frame().write_ipc(_path(self._folder, self._number, "names"))
+        place.to_numpy().tofile(_path(self._folder, self._number, "place"))
+        return names, place.to_numpy()
 
     def append(self, time: np.ndarray, code: np.ndarray, names: pl.Series) -> int:
         """Place of the first of the events. code: place in names."""
@@ -65,6 +68,7 @@ def read_spool(
     own = pl.read_ipc(_path(folder, number, "names")).join(numbers, on="code", how="left", maintain_order="left")
     # null: a string that no event of a wanted subject has
     place = own["number"].fill_null(0).cast(pl.Int32).to_numpy()
+    place = place[np.fromfile(_path(folder, number, "place"), np.int32)]
     beside = (begin[1:] == (begin + rows)[:-1]).all()
     events = slice(int(begin[0]), int(begin[-1] + rows[-1])) if beside else slices(begin, rows)
     return np.asarray(time[events]), place[code[events]]
@@ -84,8 +88,8 @@ class Stash:
 
 def write_stash(folder: Path, number: int, cells: Cells, studies: pl.DataFrame) -> None:
     """studies: the rows of the cells, with index and followed."""
-    keep = studies["followed"].to_numpy()[cells.row]
-    keep &= (cells.first != NEVER) | (cells.level >= HISTORY) | cells.visit
+    says = (cells.first != NEVER) | (cells.level >= HISTORY) | cells.visit
+    keep = np.flatnonzero(says & studies["followed"].to_numpy()[cells.row])
     row, first = cells.row[keep], cells.first[keep]
     days = (first - studies["index"].to_numpy()[row]) / DAY_US
     days[first == NEVER] = np.nan

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from ehr.grid import FEATURE, HISTORY, SEEN, Cells, Closure, slices
+from ehr.grid import SEEN, Cells, Closure, slices
 from ehr.scratch import read_spool
 from ehr.timeline import NEVER, intervals, last_moment, side_of_scan
 
@@ -138,6 +138,6 @@ def study_cells(events: Timelines, studies: pl.DataFrame, blackout_us: int, num_
 
     side = side_of_scan(start, end, of_study("index"), of_study("index_last"), blackout_us)
     first = np.where(side.after & (start <= of_study("risk_last")), start, NEVER)
-    level = SEEN + (HISTORY - SEEN) * ~side.after + (FEATURE - HISTORY) * side.feature.astype(np.uint8)
+    level = np.uint8(SEEN) + (~side.after).view(np.uint8) + side.feature.view(np.uint8)  # what is a feature is history
     visit = (start <= of_study("visit_last")) & (last_moment(start, end) >= of_study("visit_start"))
-    return Cells.of(row, events.code[event], (first, level.astype(np.uint8), visit), len(studies), num_codes)
+    return Cells.of(row, events.code[event], (first, level, visit), len(studies), num_codes)

@@ -76,6 +76,7 @@ def survey_files(files: list[tuple[int, str]], source: MedsSource, subjects: pl.
                 placeholders.append(batch.placeholders)
             file_of += [file] * (len(looks) - before)
             unsorted += _unsorted(looks[before:])
+        names, place = spool.close_names()
     counts |= {"unsorted_files": unsorted, "repeated_rows": sum(look.repeated for look in looks)}
     latest = max((look.latest for look in looks), default=-NEVER)
     columns = {name: _joined([getattr(look, name) for look in looks]) for name in ("wanted", "begin", "rows")}
@@ -87,10 +88,11 @@ def survey_files(files: list[tuple[int, str]], source: MedsSource, subjects: pl.
             spool=pl.lit(number, pl.Int32),
         )
     )
-    kind = np.concatenate([np.empty(0, np.uint8), *(look.kind for look in looks)])
+    kind = np.zeros(len(names), np.uint8)
+    np.maximum.at(kind, place, np.concatenate([np.empty(0, np.uint8), *(look.kind for look in looks)]))
     return Survey(
         places,
-        _codes(pl.DataFrame({"code": spool.names(), "train": kind == TRAIN}).filter(kind != UNKNOWN)),
+        pl.DataFrame({"code": names, "train": kind == TRAIN}).filter(kind != UNKNOWN),
         None if latest == -NEVER else latest,
         counts,
         pl.concat(placeholders).to_frame().group_by("code").len("rows"),
@@ -103,10 +105,6 @@ _COUNTS = ("rows", "static", "null_codes", "placeholder_dates", "repeated_rows",
 
 def _joined(arrays: list[np.ndarray]) -> np.ndarray:
     return np.concatenate([np.empty(0, np.int64), *arrays])
-
-
-def _codes(codes: pl.DataFrame) -> pl.DataFrame:
-    return codes.group_by("code").agg(pl.col("train").any())
 
 
 def _unsorted(looks: list[_Look]) -> bool:
@@ -152,7 +150,7 @@ def surveyed(parts: list[Survey]) -> Survey:
     counts = {key: sum(part.counts[key] for part in parts) for key in _COUNTS}
     return Survey(
         subjects,
-        _codes(pl.concat([part.codes for part in parts])),
+        pl.concat([part.codes for part in parts]).group_by("code").agg(pl.col("train").any()),
         max(latest, default=None),
         counts | {"split_subjects": files.filter(pl.col("subject_id").is_duplicated())["subject_id"].n_unique()},
         pl.concat([part.placeholders for part in parts]).group_by("code").agg(pl.col("rows").sum()),

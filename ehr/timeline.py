@@ -46,7 +46,9 @@ def intervals(time: np.ndarray, death: np.ndarray, date_only: str) -> tuple[np.n
     if date_only != "midnight":
         return time, time
     end = time + DAY_US * (time // DAY_US * DAY_US == time)
-    return np.where(death, end, time), end
+    start, dead = time.copy(), np.flatnonzero(death)
+    start[dead] = end[dead]
+    return start, end
 
 
 def with_index(studies: pl.DataFrame) -> pl.DataFrame:

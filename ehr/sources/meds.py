@@ -94,24 +94,19 @@ class MedsSource:
         # polars and not pyarrow makes the numpy arrays: pyarrow would import pandas, .7 s in every worker
         subject_id, (code, codes) = _subject(name, rows.column("subject_id")), _code(rows.column("code"))
         time = self._time(rows.column("time"))
-        usable = np.append(codes.ne_missing("").to_numpy() & codes.is_not_null().to_numpy(), False)  # -1: null
-        coded = usable[code] if rows.column("code").null_count or not usable[:-1].all() else np.ones(len(code), bool)
+        named = np.append(codes.ne_missing("").to_numpy() & codes.is_not_null().to_numpy(), False)  # -1: null
+        coded = named[code] if rows.column("code").null_count or not named[:-1].all() else np.ones(len(code), bool)
         placeholder = (time <= _ALWAYS_PLACEHOLDER) | ((time >= _TOO_LATE) & (time != NEVER))
         spike = (time == _PLACEHOLDERS[0]) | (time == _PLACEHOLDERS[1])
         if spike.any():
             birth = np.append(codes.eq_missing(BIRTH).to_numpy(), False)
             placeholder |= spike & coded & ~birth[code]
-        counts = {
-            "rows": len(time),
-            "static": rows.column("time").null_count,
-            "null_codes": int((~coded).sum()),
-            "placeholder_dates": int(placeholder.sum()),
-        }
-        placeholders = codes.gather(code[coded & placeholder])
-        if counts["null_codes"] or counts["placeholder_dates"]:
-            usable = coded & ~placeholder
-            subject_id, time, code = subject_id[usable], time[usable], code[usable]
-        return Batch(subject_id, time, code, codes, counts, placeholders)
+        counts = {"rows": len(time), "static": rows.column("time").null_count, "null_codes": 0, "placeholder_dates": 0}
+        if coded.all() and not placeholder.any():
+            return Batch(subject_id, time, code, codes, counts, codes.clear())
+        counts |= {"null_codes": int((~coded).sum()), "placeholder_dates": int(placeholder.sum())}
+        usable, dropped = coded & ~placeholder, codes.gather(code[coded & placeholder])
+        return Batch(subject_id[usable], time[usable], code[usable], codes, counts, dropped)
 
     def _time(self, column: pa.Array) -> np.ndarray:
         """int64 us, local; NEVER for null."""

@@ -66,7 +66,8 @@ def serve() -> None:
 
 def _fence() -> None:
     """Limits of this process, and silence: libraries quote values of the file, which may name the patient."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it, by closing its end
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # sent to whole groups; the parent ends it, by closing its end
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold pictures
     with suppress(OSError, ValueError):  # not Linux: time alone is limited
         held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

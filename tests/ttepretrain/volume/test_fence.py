@@ -1,6 +1,7 @@
 """Compressed pixels are decoded by a child that may crash, hang or swell without harm to us (faults B2, B3, B17)."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, 
 from ttepretrain.errors import BadStudy
 from ttepretrain.volume import fence
 from ttepretrain.volume.checks import Reason
+from ttepretrain.volume.decode import CodedFile
 from ttepretrain.volume.dicom import read_dicom
 
 # What a hostile file makes of a decoder, put in the decoder's place in the child.
@@ -115,6 +117,28 @@ def test_a_damaged_slice_ends_neither_the_child_nor_its_order(rle, chest):
     file.write_bytes(whole)
     np.testing.assert_array_equal(read_dicom(rle).hu_DHW, chest[0])
     assert children() == before
+
+
+def test_a_failure_of_the_file_system_is_the_parents_own(rle, chest):
+    """Not a refusal of the study: it may pass, and trying again is the caller's business."""
+    read_dicom(rle)
+    before = children()
+    gone = CodedFile(
+        str(rle / "gone"), RLELossless, at=0, skip=0, frames=1, rows=3, columns=3, bits_stored=16, signed=0
+    )
+    with pytest.raises(FileNotFoundError):
+        list(fence.decoded([gone]))
+    np.testing.assert_array_equal(read_dicom(rle).hu_DHW, chest[0])
+    assert children() == before
+
+
+def test_a_child_outlives_the_signals_of_a_group(rle, chest):
+    read_dicom(rle)
+    (pid,) = children()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        os.kill(pid, number)
+    np.testing.assert_array_equal(read_dicom(rle).hu_DHW, chest[0])
+    assert children() == [pid]
 
 
 def test_a_study_given_up_midway_leaves_nothing_in_the_pipe(rle, chest):
