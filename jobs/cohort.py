@@ -12,6 +12,9 @@ from ttepretrain.errors import BadDataError, exit_with
 
 def main(arguments: list[str]) -> None:
     config = read_run_config(arguments, "jobs.cohort", "Writes the synthetic cohort of a run.")
+    if not config.synthetic:
+        print("cohort: nothing to write, the run has its own input.studies")
+        return
     from data.cohort.build import write_cohort
 
     started = time.monotonic()

@@ -74,3 +74,9 @@ def test_a_folder_of_another_origin_is_left_alone(tmp_path):
     with pytest.raises(ConfigError, match="set another name"):
         write_cohort(tmp_path / "cohort", TINY, map)
     assert (tmp_path / "cohort" / "mine.txt").read_text() == "keep"
+
+
+def test_a_run_with_its_own_input_writes_no_cohort(tmp_path, capsys):
+    main(["configs/tiny.yaml", f"paths.root={tmp_path}", "input.studies=/data/studies.parquet", "input.ehr=/data/meds"])
+    assert "nothing to write" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
