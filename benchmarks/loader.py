@@ -16,7 +16,6 @@ import shutil
 import statistics
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.labels import hardware
-from benchmarks.scans import phantom, real_scans
+from benchmarks.scans import phantom, real_scans, seconds_of
 from jobs.provenance import now, provenance
 from ttepretrain.files import write_json
 from ttepretrain.volume.spec import PRESETS, VolumeSpec
@@ -169,7 +168,7 @@ def measure(readers: dict[str, Callable[[], Iterable]], folder: Path, num: int, 
             for kind in ("cold", "warm"):
                 if kind == "cold":
                     drop_from_page_cache(folder)
-                took = _seconds(lambda read=read: _exhaust(read()))
+                took = seconds_of(lambda read=read: _exhaust(read()))
                 rates[name][kind].append(round(num / took, 2))
     return {
         name: {kind: {"median": statistics.median(values), "all": values} for kind, values in kinds.items()}
@@ -223,22 +222,16 @@ def one_volume(studies, repeats: int) -> dict:
     for row in range(min(len(studies), 8 * repeats)):
         path = studies.folder / studies.volume_path[row]
         content = []
-        steps["read"].append(_seconds(lambda path=path, content=content: content.append(path.read_bytes())))
-        steps["checksum"].append(_seconds(lambda content=content: hashlib.sha256(content[0]).digest()))
+        steps["read"].append(seconds_of(lambda path=path, content=content: content.append(path.read_bytes())))
+        steps["checksum"].append(seconds_of(lambda content=content: hashlib.sha256(content[0]).digest()))
         array = blosc2.ndarray_from_cframe(content[0], copy=False)
         array.schunk.dparams = blosc2.DParams(nthreads=1)
-        steps["decompress"].append(_seconds(lambda array=array: array[:]))
+        steps["decompress"].append(seconds_of(lambda array=array: array[:]))
     median = {name: statistics.median(values) for name, values in steps.items()}
     share = median["decompress"] / sum(median.values())
     return {f"{name}_ms": round(1000 * value, 2) for name, value in median.items()} | {
         "decompress_share": round(share, 3)
     }
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
 
 
 if __name__ == "__main__":

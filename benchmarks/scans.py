@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -85,3 +87,10 @@ def monai_pipeline(spec: VolumeSpec):
             t.ResizeWithPadOrCrop(spatial_size=spec.shape_DHW[::-1]),
         ]
     )
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """Wall time of one call."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began

@@ -13,13 +13,11 @@ import json
 import os
 import sys
 import tempfile
-import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.labels import hardware
-from benchmarks.scans import monai_pipeline, real_scans, write_scans
+from benchmarks.scans import monai_pipeline, real_scans, seconds_of, write_scans
 from jobs.provenance import now, provenance
 from ttepretrain.files import write_json
 from ttepretrain.volume.spec import PRESETS, VolumeSpec
@@ -78,7 +76,7 @@ def compare(scan: Path, folder: Path, spec: VolumeSpec, repeats: int) -> dict:
     seconds: dict[str, list[float]] = {"ours": [], "monai": []}
     for repeat in range(repeats + 1):
         for name, work in (("ours", ours), ("monai", lambda: pipeline(scan))):
-            took = _seconds(work)
+            took = seconds_of(work)
             if repeat:
                 seconds[name].append(round(took, 3))
     best = {name: sorted(values)[len(values) // 2] for name, values in seconds.items()}
@@ -88,12 +86,6 @@ def compare(scan: Path, folder: Path, spec: VolumeSpec, repeats: int) -> dict:
         "speedup_of_medians": round(best["monai"] / best["ours"], 2),
         "cached_bytes": sizes[-1],
     }
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
 
 
 if __name__ == "__main__":

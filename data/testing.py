@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import polars as pl
@@ -13,6 +15,14 @@ import polars as pl
 START = datetime(2020, 1, 1, 10, 30)
 CODES = [f"TEST/{letter}" for letter in "ABCDEFGH"]
 SPLITS = ("train", "train", "train", "tuning", "held_out")  # of subject 101, 102, ... in turn
+
+
+def load_module(path: Path) -> ModuleType:
+    """The module in a file of the tests: they are no package, so nothing there can be imported."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def chest(seed: int, shape_DHW: tuple[int, int, int] = (14, 30, 36)) -> np.ndarray:

@@ -24,13 +24,13 @@ from ehr.followup import fixed_end_us, outside, read_periods, with_period_end
 from ehr.frozen import frozen_choice, frozen_tasks
 from ehr.grid import Closure
 from ehr.labels import ShardCounts, count_shard, label_shard, lists
-from ehr.ontology import read_ontology
+from ehr.ontology import Ontology, read_ontology
 from ehr.phenotype_file import Phenotype, read_phenotypes, under
 from ehr.phenotypes import match_codes, phenotype_rows, rule_table
 from ehr.schema import ADMISSION, BIRTH, COVARIATES, DAY_US, DEATH, DISCHARGE, LABELS, PHENOTYPES, SEX
 from ehr.shard import Rules
 from ehr.sources.meds import MedsSource
-from ehr.survey import file_groups, plan_shards, survey_files, surveyed
+from ehr.survey import Survey, file_groups, plan_shards, survey_files, surveyed
 from ehr.tasks import choose_tasks
 from ehr.timeline import with_index
 from ttepretrain.errors import BadDataError
@@ -64,58 +64,30 @@ def build_labels(
     that all workers see, for 15 bytes per event (None: a temporary one of this machine).
     Raises ConfigError, IntegrityError or BadDataError (nothing left to label).
     """
-    with TemporaryDirectory() if scratch is None else nullcontext(scratch) as folder:
-        return _built(ehr_folder, ontology_folder, studies, config, map_shards, fitted_on, Path(folder))
-
-
-def _built(
-    ehr_folder: Path,
-    ontology_folder: Path | None,
-    studies: pl.DataFrame,
-    config: EhrConfig,
-    map_shards: MapShards,
-    fitted_on: dict,
-    scratch: Path,
-) -> LabelResult:
     source = MedsSource(Path(ehr_folder), config.timezone, config.date_only)
     frozen = frozen_tasks(config)
     phenotypes = under(config, read_phenotypes(Path(config.phenotypes)))
     studies = with_index(studies.with_row_index("study")).with_columns(train=pl.col("split") == "train")
     studies = with_period_end(studies, read_periods(Path(ehr_folder), config))
-    subjects = studies.select("subject_id", "train").unique()
-    look = partial(survey_files, source=source, subjects=subjects, scratch=scratch)
-    survey = surveyed(map_shards(look, file_groups(source)))
-    if not len(survey.subjects):
-        raise BadDataError("no study's subject is in the EHR; subject_id must mean the same in both tables")
-
-    referred = referred_codes(phenotypes, config)
-    starts = pl.concat([survey.codes["code"], pl.Series(referred, dtype=pl.String)])
-    ontology = read_ontology(Path(ehr_folder), ontology_folder, starts)
-    index = index_codes(survey.codes, ontology, referred)
-    matched = {name: match_codes(phenotype.codes, index) for name, phenotype in phenotypes.items()}
-    codes_of = {name: codes for name, (codes, _) in matched.items()}
-    # that a code the data never use did not happen is no answer
-    told = {name: p for name, p in phenotypes.items() if codes_of[name].is_in(index.seen.implode()).any()}
-    rules = _rules(scratch, index, rule_table(told, codes_of), survey.latest_us, config)
-    placed = studies.select("study", "subject_id", "index", "index_last", "period_end", "train")
-    shards = plan_shards(survey.subjects, placed)
-    counted = map_shards(partial(count_shard, rules=rules), shards)
-    excluded = excluded_codes(index, phenotypes, codes_of, config)
-    if frozen is None:
-        candidates = train_candidates(index, counted, studies, survey.subjects)
-        bits = partial(all_patient_bits, rules=rules, shards=shards, map_shards=map_shards)
-        chosen, task_counts = choose_tasks(candidates, excluded, rules.death, config, bits)
-    else:
-        chosen, task_counts = frozen_choice(frozen, index, excluded)
-    parts = map_shards(partial(label_shard, rules=rules, tasks=chosen["code"].to_numpy()), shards)
+    with TemporaryDirectory() if scratch is None else nullcontext(scratch) as folder:
+        survey = _survey(source, studies, Path(folder), map_shards)
+        ontology, index = _codes(Path(ehr_folder), ontology_folder, survey, referred_codes(phenotypes, config))
+        codes_of, told, unmatched = _phenotype_codes(phenotypes, index)
+        rules = _rules(Path(folder), index, rule_table(told, codes_of), survey.latest_us, config)
+        placed = studies.select("study", "subject_id", "index", "index_last", "period_end", "train")
+        shards = plan_shards(survey.subjects, placed)
+        counted = map_shards(partial(count_shard, rules=rules), shards)
+        excluded = excluded_codes(index, phenotypes, codes_of, config)
+        if frozen is None:
+            candidates = train_candidates(index, counted, studies, survey.subjects)
+            bits = partial(all_patient_bits, rules=rules, shards=shards, map_shards=map_shards)
+            chosen, task_counts = choose_tasks(candidates, excluded, rules.death, config, bits)
+        else:
+            chosen, task_counts = frozen_choice(frozen, index, excluded)
+        parts = map_shards(partial(label_shard, rules=rules, tasks=chosen["code"].to_numpy()), shards)
 
     labels, covariates, outcome = _assembled(counted, parts, index, studies)
-    if not len(labels):
-        raise BadDataError("no study has follow-up after its blackout; check study_time against the EHR's times")
-    if not len(chosen):
-        raise BadDataError(f"no code can become a task ({task_counts}); lower ehr.min_events or ehr.min_patients")
-    odd = {key: sum(part.odd[key] for part in counted) for key in counted[0].odd}
-
+    _refuse_nothing(labels, chosen, task_counts)
     return LabelResult(
         frozen if frozen is not None else _task_set(chosen, labels, index, config, fitted_on),
         labels,
@@ -123,16 +95,56 @@ def _built(
         phenotype_rows(outcome, told).select(pl.col(name).cast(dtype) for name, dtype in PHENOTYPES.items()),
         {
             "studies": _flow(studies, survey.subjects, labels) | {"subjects_without_study": len(survey.others)},
-            "events": survey.counts | odd | {"placeholder_codes": _commonest(survey.placeholders)},
+            "events": _event_counts(survey, counted),
             "codes": {"all": len(index.names), "undescribed": index.undescribed, "cyclic": index.cyclic}
             | {"icd_parents": ontology.icd, "icd_without_parent": ontology.icd_without_parent},
             "tasks": task_counts,
             "exclude_unmatched": match_codes(config.exclude or [], index)[1],
             "phenotypes_without_rows": sorted(set(phenotypes) - set(told)),
-            "phenotypes_unmatched": {name: missing for name, (_, missing) in matched.items() if missing},
+            "phenotypes_unmatched": unmatched,
             "shards": len(shards),
         },
     )
+
+
+def _survey(source: MedsSource, studies: pl.DataFrame, scratch: Path, map_shards: MapShards) -> Survey:
+    subjects = studies.select("subject_id", "train").unique()
+    look = partial(survey_files, source=source, subjects=subjects, scratch=scratch)
+    survey = surveyed(map_shards(look, file_groups(source)))
+    if not len(survey.subjects):
+        raise BadDataError("no study's subject is in the EHR; subject_id must mean the same in both tables")
+    return survey
+
+
+def _codes(
+    ehr_folder: Path, ontology_folder: Path | None, survey: Survey, referred: list[str]
+) -> tuple[Ontology, CodeIndex]:
+    starts = pl.concat([survey.codes["code"], pl.Series(referred, dtype=pl.String)])
+    ontology = read_ontology(ehr_folder, ontology_folder, starts)
+    return ontology, index_codes(survey.codes, ontology, referred)
+
+
+def _phenotype_codes(
+    phenotypes: dict[str, Phenotype], index: CodeIndex
+) -> tuple[dict[str, pl.Series], dict[str, Phenotype], dict[str, list[str]]]:
+    """Code numbers of every phenotype, the phenotypes that the data can tell of, and the patterns without a code."""
+    matched = {name: match_codes(phenotype.codes, index) for name, phenotype in phenotypes.items()}
+    codes_of = {name: codes for name, (codes, _) in matched.items()}
+    # that a code the data never use did not happen is no answer
+    told = {name: p for name, p in phenotypes.items() if codes_of[name].is_in(index.seen.implode()).any()}
+    return codes_of, told, {name: missing for name, (_, missing) in matched.items() if missing}
+
+
+def _refuse_nothing(labels: pl.DataFrame, chosen: pl.DataFrame, task_counts: dict) -> None:
+    if not len(labels):
+        raise BadDataError("no study has follow-up after its blackout; check study_time against the EHR's times")
+    if not len(chosen):
+        raise BadDataError(f"no code can become a task ({task_counts}); lower ehr.min_events or ehr.min_patients")
+
+
+def _event_counts(survey: Survey, counted: list[ShardCounts]) -> dict:
+    odd = {key: sum(part.odd[key] for part in counted) for key in counted[0].odd}
+    return survey.counts | odd | {"placeholder_codes": _commonest(survey.placeholders)}
 
 
 def referred_codes(phenotypes: dict[str, Phenotype], config: EhrConfig) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import math
 import random
 from datetime import datetime, timedelta
@@ -13,6 +12,7 @@ import polars as pl
 import pytest
 import yaml
 
+from data.testing import load_module
 from ehr.build import LabelResult, build_labels
 from ehr.config import EhrConfig
 from ehr.schema import EVENTS, METADATA
@@ -25,15 +25,6 @@ PHENOTYPES = {
     "any": {"codes": ["V/b"], "prevalent": "keep", "death_before_horizon": "negative", "horizons_days": [90]},
     "sign": {"codes": ["V/a1", "NOWHERE/1"], "kind": "diagnosis", "window_days": [-1, 1]},
 }
-
-
-def load_oracle():
-    """The module slow_labels beside this file (the tests are no package)."""
-    path = Path(__file__).with_name("slow_labels.py")
-    spec = importlib.util.spec_from_file_location("slow_labels", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def write_meds(folder: Path, shards: list[list[tuple]], parents: dict[str, list[str]] | None = None) -> Path:
@@ -81,7 +72,7 @@ def label(tmp_path):
 @pytest.fixture
 def same_as_oracle():
     """Function: asserts that a LabelResult equals the plain loops on every study, task and phenotype."""
-    oracle = load_oracle()
+    oracle = load_module(Path(__file__).with_name("slow_labels.py"))
 
     def check(result: LabelResult, folder: Path, studies: pl.DataFrame, phenotypes: dict, **config) -> None:
         settings = dataclasses.asdict(EhrConfig(**config))
@@ -199,6 +190,6 @@ def meds():
         random = staticmethod(random_records)
         same = staticmethod(equal_results)
         phenotypes = PHENOTYPES
-        oracle = load_oracle()
+        oracle = load_module(Path(__file__).with_name("slow_labels.py"))
 
     return Helpers

@@ -1,29 +1,20 @@
 """Vocabulary tables as Athena ships them: direct parents, pruning, and what is left out, against a plain walk."""
 
 import csv
-import importlib.util
 import random
 from pathlib import Path
 
 import polars as pl
 import pytest
 
+from data.testing import load_module
 from ehr.athena import concept_codes, pruned_vocabulary
 from ehr.ontology import closure, from_metadata
 from ehr.schema import METADATA
 from ehr.sources.tables import find_tables
 from ttepretrain.errors import ConfigError
 
-
-def load_oracle():
-    path = Path(__file__).with_name("slow_omop.py")
-    spec = importlib.util.spec_from_file_location("slow_omop", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-slow_omop = load_oracle()
+slow_omop = load_module(Path(__file__).with_name("slow_omop.py"))
 
 CONCEPT = {
     "concept_id": pl.Int64, "concept_name": pl.String, "vocabulary_id": pl.String, "concept_code": pl.String,

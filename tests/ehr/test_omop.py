@@ -2,7 +2,6 @@
 
 import csv
 import gzip
-import importlib.util
 import itertools
 import random
 from collections import Counter
@@ -12,6 +11,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from data.testing import load_module
 from ehr.schema import PERIODS
 from ehr.sources import conversion
 from ehr.sources.conversion import convert_omop, merged
@@ -32,16 +32,7 @@ CONCEPTS = [
 ]  # fmt: skip
 CONCEPT_COLUMNS = ("concept_id", "vocabulary_id", "concept_code", "standard_concept", "invalid_reason")
 
-
-def load_oracle():
-    path = Path(__file__).with_name("slow_omop.py")
-    spec = importlib.util.spec_from_file_location("slow_omop", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-slow_omop = load_oracle()
+slow_omop = load_module(Path(__file__).with_name("slow_omop.py"))
 
 
 def person(subject, gender=8507, year=1950, month=6, day=7, born=None, race=8527) -> dict:

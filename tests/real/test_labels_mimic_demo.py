@@ -4,7 +4,6 @@ The demo has no scans: study times are taken from the records, five hours into e
 admission the bare date of the admission.
 """
 
-import importlib.util
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import polars as pl
 import pytest
 import yaml
 
+from data.testing import load_module
 from ehr.build import build_labels
 from ehr.config import EhrConfig
 
@@ -39,11 +39,7 @@ def studies(demo) -> pl.DataFrame:
 
 @pytest.fixture(scope="module")
 def oracle():
-    path = Path(__file__).parents[1] / "ehr" / "slow_labels.py"
-    spec = importlib.util.spec_from_file_location("slow_labels", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_module(Path(__file__).parents[1] / "ehr" / "slow_labels.py")
 
 
 @pytest.mark.parametrize("recurrence", ["all", "incident"])

@@ -4,7 +4,6 @@ GiBleed (CDM 5.3.1) has an ontology in CONCEPT_ANCESTOR, most of its ends unknow
 has one in CONCEPT_RELATIONSHIP. Neither has scans: study times are the starts of visits, some five hours later.
 """
 
-import importlib.util
 import json
 import zipfile
 from collections import Counter
@@ -15,6 +14,7 @@ import pytest
 import yaml
 
 from data.labelling import make_labels
+from data.testing import load_module
 from ehr.build import LabelResult, build_labels
 from ehr.config import EhrConfig
 from jobs.prepare import main
@@ -42,16 +42,10 @@ def written(prepared: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in stages}
 
 
-def load(name):
-    """A module of tests/ehr (the tests are no package)."""
-    path = Path(__file__).parents[1] / "ehr" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"omop_{name}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-slow_omop, slow_labels, comparison = load("slow_omop"), load("slow_labels"), load("conftest")
+ORACLES = Path(__file__).parents[1] / "ehr"
+slow_omop, slow_labels, comparison = (
+    load_module(ORACLES / f"{name}.py") for name in ("slow_omop", "slow_labels", "conftest")
+)
 
 
 @pytest.fixture(scope="module", params=["gibleed", "synthea27nj"])
