@@ -200,15 +200,20 @@ def disk(folder: Path, num: int) -> dict:
 
 
 def real_bytes(folder: Path, spec: VolumeSpec) -> dict:
-    """Bytes of the real scans at hand in our cache, and their share of float32."""
+    """Bytes of the real scans at hand in our cache, their share of float32, and how much of the grid is not air."""
     from ttepretrain.volume.preprocess import preprocess_ct
 
     result = {}
     for name, path in real_scans().items():
         target = folder / f"{name}.b2nd"
-        write_cached(target, preprocess_ct(path, spec).hu_DHW, spec)
+        hu_DHW = preprocess_ct(path, spec).hu_DHW
+        write_cached(target, hu_DHW, spec)
         size = target.stat().st_size
-        result[name] = {"ours": size, "ratio": round(size / (4 * int(np.prod(spec.shape_DHW))), 4)}
+        result[name] = {
+            "ours": size,
+            "ratio": round(size / (4 * hu_DHW.size), 4),
+            "above_lowest_hu": round(float((hu_DHW > spec.hu_range[0]).mean()), 3),
+        }
     return result
 
 

@@ -55,7 +55,7 @@ def write_volume(path: Path, hu_DHW: np.ndarray, record: VolumeRecord) -> str:
         ),
     )
     array.schunk.vlmeta["record"] = json.dumps(asdict(record), sort_keys=True)
-    array.schunk.vlmeta["seal"] = _seal(path, array.schunk.vlmeta["record"], hu_DHW)
+    array.schunk.vlmeta["seal"] = _seal(path, array.schunk.vlmeta["record"], record.voxel_hash)
     data = array.to_cframe()
     write_atomic(path, data)
     return hashlib.sha256(data).hexdigest()
@@ -81,7 +81,7 @@ def read_record(path: Path) -> tuple[VolumeRecord, str] | None:
         data = path.read_bytes()
         array = blosc2.ndarray_from_cframe(data, copy=False)
         text, seal = array.schunk.vlmeta["record"], array.schunk.vlmeta["seal"]
-        if seal != _seal(path, text, array[:]):
+        if seal != _seal(path, text, hash_voxels(array[:])):
             return None
         return VolumeRecord(**json.loads(text)), hashlib.sha256(data).hexdigest()
     except (FileNotFoundError, RuntimeError, ValueError, KeyError, TypeError):
@@ -92,6 +92,6 @@ def hash_voxels(hu_DHW: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(hu_DHW, dtype="<i2")).hexdigest()
 
 
-def _seal(path: Path, record: str, hu_DHW: np.ndarray) -> str:
+def _seal(path: Path, record: str, voxel_hash: str) -> str:
     """The name is part of it: a sound file of another study under this one's name is foreign."""
-    return hashlib.sha256((path.stem + record + hash_voxels(hu_DHW)).encode()).hexdigest()
+    return hashlib.sha256((path.stem + record + voxel_hash).encode()).hexdigest()

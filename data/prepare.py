@@ -16,7 +16,7 @@ from ttepretrain.errors import BadStudy, DeclaredError, unexpected
 from ttepretrain.files import sha256_of
 from ttepretrain.volume.checks import Reason
 from ttepretrain.volume.choice import Wanted
-from ttepretrain.volume.source import is_nifti, source_hash
+from ttepretrain.volume.source import is_nifti, source_hash, source_state
 from ttepretrain.volume.spec import VolumeSpec
 
 STAGE = "volumes"
@@ -58,6 +58,7 @@ def prepare_study(
 def _prepare(
     study_id: str, path: Path, wanted: Wanted, cache: Path, spec: VolumeSpec, trust_mtime: bool
 ) -> PreparedVolume:
+    state = _patiently(source_state, path)
     content = _patiently(trusted_hash, path, cache) if trust_mtime else _patiently(source_hash, path)
     key = content_key(content, _selected(path, wanted), spec)
     target = cache / f"{key}.b2nd"
@@ -69,7 +70,8 @@ def _prepare(
     from ttepretrain.volume.preprocess import preprocess_ct  # torch: only where something is to be done
 
     volume = _patiently(preprocess_ct, path, spec, wanted)
-    if volume.source_hash != content:
+    mistrusted = trust_mtime and _patiently(source_hash, path) != content
+    if mistrusted or _patiently(source_state, path) != state:
         raise BadStudy(Reason.UNREADABLE, "the files changed while they were read")
     record = VolumeRecord(
         shape=list(volume.hu_DHW.shape),

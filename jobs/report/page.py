@@ -24,8 +24,8 @@ SYNTHETIC = (
     "works and how much of a known signal it finds. They say nothing about patients."
 )
 METHOD = (
-    "<h2>Method</h2><p>Encoders are frozen. Scaler, principal components and probes are fitted on train; the number "
-    "of components and the ridge are chosen on tuning from one grid for all arms; held-out studies are scored once. "
+    "<h2>Method</h2><p>Encoders are frozen. Scaler, principal components and probes are fitted on train; the ridge is "
+    "chosen on tuning from one grid for all arms; held-out studies are scored once. "
     "Closed gap = (mean C of the arm &minus; mean C untrained) / (mean C oracle &minus; mean C untrained) over the "
     "phenotypes, death apart. The oracle ranks by the true log-hazard of what a scan shows. "
     f"Counts below {MIN_CELL}, and values of phenotypes with fewer events, are not shown.</p>"

@@ -233,3 +233,20 @@ def test_a_full_disk_ends_the_run_rather_than_the_study(root, cache, monkeypatch
     with pytest.raises(ResourceError, match="disk full"):
         prepare_study(("s", "a.nii.gz"), root, cache, SPEC)
     assert not list(cache.iterdir())
+
+
+@pytest.mark.parametrize("trust_mtime", [False, True])
+def test_a_file_that_changes_while_it_is_read_is_refused(root, cache, monkeypatch, trust_mtime):
+    """Even when its size and its date are as before."""
+    file = root / "a.nii.gz"
+
+    def read_then_changed(*arguments):
+        volume, stat, data = preprocess_ct(*arguments), file.stat(), file.read_bytes()
+        file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        return volume
+
+    monkeypatch.setattr(preprocess, "preprocess_ct", read_then_changed)
+    result = prepare_study(("s", "a.nii.gz"), root, cache, SPEC, trust_mtime)
+    assert result == Quarantined("s", "volumes", "UNREADABLE", "the files changed while they were read")
+    assert not list(cache.glob("*.b2nd"))

@@ -10,7 +10,7 @@ from ttepretrain.config import require, require_choice
 CONVOLUTIONAL = ("densenet121", "resnet18", "resnet50", "resnet152", "i3resnet152", "segresnet")
 TRANSFORMERS = ("swin_unetr", "vit_liere")  # LayerNorm, whatever model.norm says
 ENCODERS = CONVOLUTIONAL + TRANSFORMERS
-NORMS = ("group", "batch")
+NORMS = ("group", "group_ws", "batch")
 # Layouts of weight files (models/initial.py) and the encoders that have such weights.
 WEIGHT_FILES = {
     "inflate": ("densenet121", "resnet18", "resnet50", "resnet152"),
@@ -55,7 +55,8 @@ class ViTConfig:
 class ModelConfig:
     encoder: str = "densenet121"
     init: str = "random"  # random | path of an export | LAYOUT:PATH of a weight file (docs/models.md)
-    norm: str = "group"  # group: no dependence between the studies of a batch; batch: frozen statistics when loaded
+    # group: no dependence between the studies of a batch; group_ws: and standardised kernels; batch: frozen when loaded
+    norm: str = "group"
     head_dim: int = 512  # D: rank of the head's factorisation
     activation_checkpointing: bool = False  # keep block inputs alone and compute the rest again in the backward pass
     vit: ViTConfig = field(default_factory=ViTConfig)  # encoder vit_liere

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ttepretrain.errors import ConfigError
 from ttepretrain.models.config import ModelConfig
-from ttepretrain.models.conv import multiply_small_maps
+from ttepretrain.models.conv import multiply_small_maps, standardise_kernels
 from ttepretrain.models.densenet import densenet121_trunk
 from ttepretrain.models.initial import load_initial
 from ttepretrain.models.inputs import ReadAs
@@ -111,7 +111,9 @@ def build_encoder(
 
 def _prepare_convolutions(layers: nn.Sequential, norm: str, seed: int) -> None:
     multiply_small_maps(layers)
-    if norm == "group":
+    if norm == "group_ws":
+        standardise_kernels(layers)
+    if norm != "batch":
         _use_group_norm(layers)
     generator = torch.Generator().manual_seed(seed)
     for module in layers.modules():

@@ -1,8 +1,8 @@
 """Linear probes on frozen features: a common feature space, ridge Cox and ridge logistic regression.
 
-N studies, F features, P principal components. lifelines' Newton step costs P^2 per study, and a few hundred studies
-cannot carry F = 512 coefficients: probes see the leading components of the standardised features. Components keep their
-variance, so that a ridge shrinks the directions in which studies hardly differ most.
+N studies, F features, P principal components. lifelines' Newton step costs P^2 per study: probes see the leading
+components of the standardised features. Components keep their variance, so that a ridge shrinks the directions in which
+studies hardly differ most; with all components it is the ridge on the standardised features themselves.
 """
 
 from __future__ import annotations

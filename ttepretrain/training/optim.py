@@ -9,6 +9,7 @@ import os
 import torch
 from torch import nn
 
+from ttepretrain.models.conv import StandardisedConv3d
 from ttepretrain.training.config import TrainConfig
 from ttepretrain.training.distributed import Ranks
 
@@ -16,7 +17,9 @@ FINAL_LR = 0.01  # of the peak, where the cosine ends
 # The loss is a mean over thousands of tasks and bins: an encoder weight's gradient is near 2e-9 (ResNet-18, 513 tasks),
 # and AdamW's default of 1e-8 would all but stop it.
 EPSILON = 1e-12
-VECTOR_LR = 0.01  # of train.lr: gains, biases and the bias table, which have no fan-in
+# Of train.lr and of train.head_lr: gains, biases and the bias table, which have no fan-in.
+VECTOR_LR = 0.1
+HEAD_VECTOR_LR = 0.01
 
 
 def schedule(step: int, total_steps: int, warmup_fraction: float) -> float:
@@ -34,21 +37,24 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict]:
     Adam moves every weight by about its rate, so the output of a layer with n inputs moves by about n times that. A
     matrix or kernel therefore takes rate / n (maximal update parametrisation, arXiv 2203.03466). With one rate for all,
     the widest layers drown the differences between studies in a common shift within 40 steps (docs/training.md).
+    A standardised kernel cannot do that and has a fixed norm: rate / sqrt(n) turns it by at most about the rate.
     Decay is on matrices and kernels alone.
     """
+    standardised = {id(module.weight) for module in model.modules() if isinstance(module, StandardisedConv3d)}
     groups: dict[tuple, dict] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         in_head = "head" in name.split(".")
-        is_matrix = parameter.ndim >= 2 and name.endswith(".weight")
         rate = config.head_lr if in_head else config.lr
-        peak = rate / parameter[0].numel() if is_matrix else config.lr * VECTOR_LR
-        decay = config.weight_decay if is_matrix else 0.0
-        group = {"params": [], "weight_decay": decay, "peak_lr": peak}
-        # The key is the network's alone, so that a run may go on under other rates.
-        fan_in = parameter[0].numel() if is_matrix else None
-        groups.setdefault((in_head, fan_in), group)["params"].append(parameter)
+        if parameter.ndim >= 2 and name.endswith(".weight"):
+            # The key is the network's alone, so that a run may go on under other rates.
+            fan_in = parameter[0].numel()
+            key = (in_head, fan_in, id(parameter) in standardised)
+            peak, decay = rate / (math.sqrt(fan_in) if key[2] else fan_in), config.weight_decay
+        else:
+            key, peak, decay = (in_head,), rate * (HEAD_VECTOR_LR if in_head else VECTOR_LR), 0.0
+        groups.setdefault(key, {"params": [], "weight_decay": decay, "peak_lr": peak})["params"].append(parameter)
     return list(groups.values())
 
 

@@ -57,6 +57,7 @@ class Flag(StrEnum):
     UNEVEN_SPACING = "uneven_spacing"  # interpolated onto an even grid along the slice direction
     IMAGES_SKIPPED = "images_skipped"  # localizers, screens and other pictures in the same folder
     OTHER_SERIES = "other_series"  # further CT series in the folder were not read
+    OTHER_PHASES = "other_phases"  # the series passes its positions several times; one pass was read
     LOSSY = "lossy"
     NAN_TO_AIR = "nan_to_air"
     AFFINES_DISAGREE = "affines_disagree"  # NIfTI sform and qform; the sform counts

@@ -11,6 +11,7 @@ from ttepretrain.volume.checks import Flag, Reason
 from ttepretrain.volume.tags import Values, numbers, text, texts
 
 CRITERIA = ("original", "most_slices", "thinnest", "kernel")
+PHASES = ("first", "last", "refuse")
 MAX_GAP_MM = 10.0
 
 
@@ -24,6 +25,7 @@ class Reading:
     min_thickness_mm: float | None = None  # SliceThickness; where set, series without one are left out too
     max_thickness_mm: float | None = None
     max_gap_mm: float = MAX_GAP_MM  # a wider step between slices refuses the study
+    phase: str = "first"  # PHASES, of a series that passes its positions several times
 
     def not_default(self) -> dict:
         """JSON of what differs from the defaults."""
@@ -54,8 +56,10 @@ class SeriesConfig:
     min_slices: int = 0  # positions; series with fewer are left out
     min_thickness_mm: float | None = None  # by SliceThickness
     max_thickness_mm: float | None = None
+    phase: str = "first"  # first | last | refuse, of a series that passes its positions several times
 
     def __post_init__(self) -> None:
+        require_choice("volume.series.phase", self.phase, PHASES)
         for criterion in self.prefer:
             require_choice("volume.series.prefer", criterion, CRITERIA)
         require(
@@ -71,9 +75,8 @@ class SeriesConfig:
 
     def resolve(self, max_gap_mm: float) -> Reading:
         kernels = tuple(kernel.upper() for kernel in self.kernels)
-        return Reading(
-            tuple(self.prefer), kernels, self.min_slices, self.min_thickness_mm, self.max_thickness_mm, max_gap_mm
-        )
+        thickness_mm = self.min_thickness_mm, self.max_thickness_mm
+        return Reading(tuple(self.prefer), kernels, self.min_slices, *thickness_mm, max_gap_mm, self.phase)
 
 
 def choose_series(

@@ -1,6 +1,6 @@
 """Reading one CT series out of DICOM files into HU. pydicom parses; what is a CT is decided here.
 
-files -> headers -> pictures -> one series -> an ordered stack -> pixels
+files -> headers -> pictures -> one series, one phase -> an ordered stack -> pixels
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ttepretrain.volume.decode import NO_DECODER
 from ttepretrain.volume.frames import Picture, pictures
 from ttepretrain.volume.headers import HeaderReader, declared_damage
 from ttepretrain.volume.image import CTImage
+from ttepretrain.volume.phases import one_phase
 from ttepretrain.volume.pixels import read_stack
 from ttepretrain.volume.series import arrange
 from ttepretrain.volume.source import source_files
@@ -88,7 +89,7 @@ def _find_pictures(path: Path) -> tuple[list[Picture], Skipped]:
 def _choose(
     found: list[Picture], skipped: Skipped, path: Path, reading: Reading, wanted: Wanted
 ) -> tuple[list[Picture], tuple[Flag, ...]]:
-    """Pictures of the series of the file `path`, or of the folder's best one."""
+    """Pictures of one phase of the series of the file `path`, or of the folder's best one."""
     damaged = [reason for reason in skipped.values() if reason in DAMAGED]
     if damaged and path.is_dir():
         raise BadStudy(damaged[0], "a damaged DICOM file among the slices; nothing says that it is not one of them")
@@ -106,7 +107,8 @@ def _choose(
     values = {uid: [picture.values for picture in members] for uid, members in series.items()}
     uid, flags = choose_series(values, reading, wanted)
     check_identity(values[uid], wanted)
-    return series[uid], flags
+    members, phase_flags = one_phase(series[uid], reading.phase)
+    return members, flags + phase_flags
 
 
 def _refuse_without_pictures(skipped: Skipped) -> None:

@@ -21,7 +21,8 @@ SHARED, PER_FRAME = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsS
 # The last two hold what a conversion found no place for; first, so that a proper group overrides it.
 GROUPS = """
     UnassignedSharedConvertedAttributesSequence UnassignedPerFrameConvertedAttributesSequence
-    PlanePositionSequence PlaneOrientationSequence PixelMeasuresSequence PixelValueTransformationSequence
+    FrameContentSequence PlanePositionSequence PlaneOrientationSequence PixelMeasuresSequence
+    PixelValueTransformationSequence
     CTImageFrameTypeSequence CTReconstructionSequence CTXRayDetailsSequence CTAcquisitionDetailsSequence
 """.split()  # noqa: SIM905
 

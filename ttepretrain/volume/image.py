@@ -46,3 +46,13 @@ def to_ras(image: CTImage) -> CTImage:
             hu_DHW = np.flip(hu_DHW, axis)
             reorder[source, axis], reorder[source, 3] = -1.0, image.hu_DHW.shape[source] - 1
     return replace(image, hu_DHW=hu_DHW, affine=image.affine @ reorder)
+
+
+def unflipped(image: CTImage) -> CTImage:
+    """The same voxels with every axis running the way it lies in memory, where copying them is twice as fast."""
+    backwards = [stride < 0 for stride in image.hu_DHW.strides]
+    sizes = np.array(image.hu_DHW.shape)
+    reorder = np.diag([*np.where(backwards, -1.0, 1.0), 1.0])
+    reorder[:3, 3] = np.where(backwards, sizes - 1, 0)
+    hu_DHW = np.flip(image.hu_DHW, np.flatnonzero(backwards))
+    return replace(image, hu_DHW=hu_DHW, affine=image.affine @ reorder)

@@ -5,16 +5,15 @@ nibabel parses the header; its own loading would silently accept a NaN slope, a 
 
 from __future__ import annotations
 
-import gzip
 import math
 import os
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from isal import igzip, isal_zlib
 from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
 from nibabel.spatialimages import HeaderDataError
@@ -35,6 +34,7 @@ NUMBERS = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8")
 MAX_BYTES = 2**32  # of voxels
 DEFLATE_RATIO = 1032  # deflate never packs tighter, so a header cannot claim more
 MAX_DATA_OFFSET = 2**24  # bytes of header extensions
+PART_BYTES = 2**20  # of voxels read at a time
 MAX_TRAILING = 2**20  # bytes after the last voxel
 DISAGREE_MM = 1.0  # sform and qform further apart than this at a corner: flagged
 MILLIMETRES, UNIT_UNKNOWN = 2, 0
@@ -53,7 +53,7 @@ def read_nifti(path: Path) -> CTImage:
         handle.seek(0)
         if not packed:
             return _read_stream(handle, size)
-        with gzip.GzipFile(fileobj=handle) as stream, _declared_gzip_errors():
+        with igzip.IGzipFile(fileobj=handle) as stream, _declared_gzip_errors():
             return _read_stream(stream, size * DEFLATE_RATIO)
 
 
@@ -63,11 +63,11 @@ def _declared_gzip_errors() -> Iterator[None]:
         yield
     except EOFError:
         raise BadStudy(Reason.TRUNCATED, "the compressed stream ends early") from None
-    except (gzip.BadGzipFile, zlib.error):
+    except (igzip.BadGzipFile, isal_zlib.error):
         raise BadStudy(Reason.CRC, "the compressed stream is damaged") from None
 
 
-def _read_stream(stream: BinaryIO | gzip.GzipFile, most_bytes: int) -> CTImage:
+def _read_stream(stream: BinaryIO | igzip.IGzipFile, most_bytes: int) -> CTImage:
     header = _read_header(stream)
     shape_WHD = _shape(header)
     dtype = _dtype(header)
@@ -85,21 +85,30 @@ def _read_stream(stream: BinaryIO | gzip.GzipFile, most_bytes: int) -> CTImage:
     if wanted > most_bytes:
         raise BadStudy(Reason.TRUNCATED, f"the file cannot hold {wanted} bytes of voxels")
     stream.read(int(offset) - header.sizeof_hdr)
-    data = stream.read(wanted)
-    if not data:
+    data = np.empty(wanted, np.uint8)
+    got = _read_into(memoryview(data), stream)
+    if got == 0:
         raise BadStudy(Reason.BAD_SHAPE, "the data offset lies outside the file")
-    if len(data) < wanted:
-        raise BadStudy(Reason.TRUNCATED, f"{len(data)} of {wanted} bytes of voxels")
+    if got < wanted:
+        raise BadStudy(Reason.TRUNCATED, f"{got} of {wanted} bytes of voxels")
     # gzip's checksum is compared only when the end of the stream is read
     if len(stream.read(MAX_TRAILING + 1)) > MAX_TRAILING:
         raise BadStudy(Reason.TOO_LARGE, "more data after the volume than a NIfTI file has")
 
-    stored_DHW = np.frombuffer(data, dtype).reshape(shape_WHD[::-1])
-    hu_DHW, nan_flags = _to_hu(stored_DHW, slope, intercept)
+    hu_DHW, nan_flags = _to_hu(data.view(dtype).reshape(shape_WHD[::-1]), slope, intercept)
     return CTImage(hu_DHW, affine, flags + nan_flags, dict.fromkeys(ACQUISITION_KEYS))
 
 
-def _read_header(stream: BinaryIO | gzip.GzipFile) -> Nifti1Header:
+def _read_into(memory: memoryview, stream: BinaryIO | igzip.IGzipFile) -> int:
+    """Bytes read, fewer than asked for where the stream ends. By parts: gzip's readinto would make a second copy."""
+    at = 0
+    while at < len(memory) and (part := stream.read(min(PART_BYTES, len(memory) - at))):
+        memory[at : at + len(part)] = part
+        at += len(part)
+    return at
+
+
+def _read_header(stream: BinaryIO | igzip.IGzipFile) -> Nifti1Header:
     """Nifti1Header or Nifti2Header (its subclass), unchecked."""
     start = stream.read(Nifti1Header.template_dtype.itemsize)
     if len(start) < Nifti1Header.template_dtype.itemsize:
@@ -165,7 +174,8 @@ def _to_hu(stored: np.ndarray, slope: float, intercept: float) -> tuple[np.ndarr
         low, high = int(stored.min()) + int(intercept), int(stored.max()) + int(intercept)
         if low >= -32768 and high <= 32767:
             # int64: an unsigned 32-bit value plus a negative intercept fits nowhere smaller
-            return (stored if intercept == 0 else stored.astype(np.int64) + int(intercept)).astype(np.int16), ()
+            whole = stored if intercept == 0 else stored.astype(np.int64) + int(intercept)
+            return whole.astype(np.int16, copy=False), ()
     hu = stored.astype(np.float64 if native.itemsize == 8 else np.float32)
     hu = (hu * slope + intercept).astype(np.float32)  # what overflows is counted as infinite
     bad = ~np.isfinite(hu)

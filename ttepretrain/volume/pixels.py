@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import groupby
 
 import numpy as np
@@ -22,6 +21,8 @@ from ttepretrain.volume.headers import Header
 from ttepretrain.volume.series import Stack
 from ttepretrain.volume.syntaxes import DEFLATED, EXPLICIT_BIG, NATIVE
 from ttepretrain.volume.tags import SliceHeader, numbers
+
+INT16 = -(2**15), 2**15 - 1
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def read_stack(stack: Stack, pictures: Sequence[Picture]) -> tuple[np.ndarray, t
     filled = np.zeros(len(hu_DHW), bool)
     for picture, stored_HW in _stored(pictures):
         d, header = slices[picture.header.file, picture.frame]
-        hu_HW = hu_table(_storage(picture, header))[stored_HW]
+        hu_HW = to_hu(stored_HW, _storage(picture, header))
         if not filled[d]:
             hu_DHW[d], filled[d] = hu_HW, True
             continue
@@ -58,25 +59,32 @@ def read_stack(stack: Stack, pictures: Sequence[Picture]) -> tuple[np.ndarray, t
     return hu_DHW, flags
 
 
-@lru_cache(maxsize=64)
-def hu_table(storage: Storage) -> np.ndarray:
-    """HU of all 65,536 stored bit patterns, looked up as unsigned: int16 where slope and intercept are whole."""
-    stored = np.arange(2**16, dtype=np.uint16)
-    if storage.signed:
-        stored = stored.view(np.int16)
-    values = stored
-    if storage.clear and storage.bits < 16:
-        values = (stored << (16 - storage.bits)) >> (16 - storage.bits)
+def to_hu(stored_HW: np.ndarray, storage: Storage) -> np.ndarray:
+    """HU of stored bit patterns, given as uint16: int16 where slope and intercept are whole, else float32."""
+    spare = 16 - storage.bits if storage.clear else 0
+    values = stored_HW.astype(np.int16 if storage.signed else np.uint16, copy=False)
+    if spare:
+        values = values << spare
+        values >>= spare
     slope, intercept = storage.slope, storage.intercept
-    if slope == int(slope) and intercept == int(intercept):
-        hu = values.astype(np.int32) * int(slope) + int(intercept)
-        hu = np.clip(hu, -32768, 32767).astype(np.int16)
+    if slope != int(slope) or intercept != int(intercept):
+        hu_HW = (values * slope + intercept).astype(np.float32)
+    elif slope == 1 and abs(intercept) < 2**15:
+        hu_HW = _shifted(values, int(intercept))
     else:
-        hu = (values * slope + intercept).astype(np.float32)
+        hu_HW = np.clip(values.astype(np.int32) * int(slope) + int(intercept), *INT16).astype(np.int16)
     if storage.padding is not None:
         low, high = storage.padding
-        hu[(values >= low) & (values <= high)] = AIR_HU
-    return hu
+        hu_HW[(values >= low) & (values <= high)] = AIR_HU
+    return hu_HW
+
+
+def _shifted(values_HW: np.ndarray, intercept: int) -> np.ndarray:
+    """int16 of values + intercept, clipped to it; a copy in 32 bits would take five times as long."""
+    dtype = values_HW.dtype.type
+    low, high = (np.clip(end - intercept, np.iinfo(dtype).min, np.iinfo(dtype).max) for end in INT16)
+    # the sum may wrap around on its way, but that of clipped values ends within int16
+    return values_HW.clip(dtype(low), dtype(high)).view(np.int16) + np.int16(intercept)
 
 
 def _storage(picture: Picture, header: SliceHeader) -> Storage:
@@ -136,10 +144,10 @@ def _native(header: Header, frames: dict[int, Picture]) -> Iterator[tuple[Pictur
     with header.file.open("rb") as handle:
         for frame, picture in frames.items():
             handle.seek(header.pixels_at + 2 * count * frame)
-            stored = np.fromfile(handle, dtype, count)
-            if len(stored) < count:
+            stored_HW = np.empty(shape_HW, dtype)
+            if handle.readinto(stored_HW) < stored_HW.nbytes:
                 raise BadStudy(Reason.TRUNCATED, "the file ends within its pixels")
-            yield picture, stored.reshape(shape_HW)
+            yield picture, stored_HW
 
 
 def _frame_count(header: Header) -> int:

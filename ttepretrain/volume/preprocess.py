@@ -10,14 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ttepretrain.errors import BadStudy
 from ttepretrain.volume.checks import Reason, check_hu
 from ttepretrain.volume.choice import DEFAULT_READING, WHATEVER, Reading, Wanted
-from ttepretrain.volume.image import CTImage, to_ras
-from ttepretrain.volume.resample import FWHM_PER_SIGMA, resample, separable
-from ttepretrain.volume.source import declared_os_errors, is_nifti, source_hash
+from ttepretrain.volume.image import CTImage, to_ras, unflipped
+from ttepretrain.volume.resample import FWHM_PER_SIGMA, Limits, resample, separable
+from ttepretrain.volume.source import declared_os_errors, is_nifti
 from ttepretrain.volume.spec import VolumeSpec
 
 # The body is looked for on cells of this size: large enough that the mean over a couch or a tube is air.
@@ -35,7 +34,6 @@ class Volume:
     acquisition: dict[str, str | float | bool | None]
     source_spacing_mm: tuple[float, float, float]  # D H W, after turning to RAS+
     source_shape_DHW: tuple[int, int, int]  # likewise
-    source_hash: str
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -46,16 +44,13 @@ class Volume:
 def preprocess_ct(path: Path, spec: VolumeSpec, wanted: Wanted = WHATEVER) -> Volume:
     """The scan at `path` (DICOM folder or file, .nii, .nii.gz) on the spec's grid; BadStudy when it is refused."""
     path = Path(path)
-    content = source_hash(path)
     image = read_ct(path, spec.reading, wanted)
     if spec.fit == "stretch":
         hu_DHW, affine = stretch(image, spec)
     else:
         image = to_ras(image)
         hu_DHW, affine = to_grid(image, spec)
-    return Volume(
-        hu_DHW, affine, tuple(map(str, image.flags)), image.acquisition, image.spacing_mm, image.hu_DHW.shape, content
-    )
+    return Volume(hu_DHW, affine, tuple(map(str, image.flags)), image.acquisition, image.spacing_mm, image.hu_DHW.shape)
 
 
 def read_ct(path: Path, reading: Reading = DEFAULT_READING, wanted: Wanted = WHATEVER) -> CTImage:
@@ -75,22 +70,17 @@ def read_ct(path: Path, reading: Reading = DEFAULT_READING, wanted: Wanted = WHA
 
 def to_grid(image: CTImage, spec: VolumeSpec) -> tuple[np.ndarray, np.ndarray]:
     """int16 HU on the spec's grid, and the grid's affine; `image` runs along RAS+."""
-    air, highest = spec.hu_range
     # Clipped before filtering, so that metal and padding below air do not bleed into their neighbours.
-    clipped_DHW = np.clip(image.hu_DHW, air, highest).astype(np.float32, order="C")
-    above_air_DHW = torch.from_numpy(clipped_DHW).sub_(float(air))
-
+    limits = float(spec.hu_range[0]), float(spec.hu_range[1])
+    stored = unflipped(image)
+    centre_mm = _body_centre_mm(stored, limits) if spec.fit == "body" else _image_centre_mm(image, spec)
     middle = (np.array(spec.shape_DHW) - 1) / 2
-    if spec.fit == "body":
-        centre_mm = image.affine[:3] @ [*_body_centre(above_air_DHW, image.spacing_mm, BODY_HU - air), 1.0]
-    else:
-        centre_mm = _image_centre_mm(image, spec)
     grid_affine = np.eye(4)
     grid_affine[:3, :3] = np.diag(spec.spacing_mm)[::-1]  # D steps along z, H along y, W along x
     grid_affine[:3, 3] = centre_mm - grid_affine[:3, :3] @ middle
 
-    out_DHW = resample(above_air_DHW, image.affine, grid_affine, spec.shape_DHW)
-    return out_DHW.add_(float(air)).round_().to(torch.int16).numpy(), grid_affine
+    out_DHW = resample(torch.from_numpy(stored.hu_DHW), stored.affine, grid_affine, spec.shape_DHW, limits)
+    return out_DHW.add_(limits[0]).round_().to(torch.int16).numpy(), grid_affine
 
 
 def stretch(image: CTImage, spec: VolumeSpec) -> tuple[np.ndarray, np.ndarray]:
@@ -120,13 +110,14 @@ def _image_centre_mm(image: CTImage, spec: VolumeSpec) -> np.ndarray:
     return image.affine[:3] @ [*middle, 1.0]
 
 
-def _body_centre(x_DHW: Tensor, spacing_mm: tuple[float, float, float], threshold: float) -> list[float]:
-    """Index of the body's middle: halfway between the 1 % and 99 % quantiles of its cells along each axis."""
-    cells = [max(1, round(size * mm / BODY_CELL_MM)) for size, mm in zip(x_DHW.shape, spacing_mm)]
-    step = np.array(x_DHW.shape) / cells  # voxels per cell
+def _body_centre_mm(image: CTImage, limits: Limits) -> np.ndarray:
+    """The body's middle: halfway between the 1 % and 99 % quantiles of its cells along each axis."""
+    shape = np.array(image.hu_DHW.shape)
+    cells = np.maximum(1, np.rint(shape * image.spacing_mm / BODY_CELL_MM)).astype(int)
+    step = shape / cells  # voxels per cell
     positions = [(np.arange(n) + 0.5) * s - 0.5 for n, s in zip(cells, step)]
     sigma = np.sqrt(np.maximum(step**2 - 1.0, 0.0)) / FWHM_PER_SIGMA
-    body_DHW = separable(x_DHW, positions, sigma) > threshold
+    body_DHW = separable(torch.from_numpy(image.hu_DHW), positions, sigma, limits) > BODY_HU - limits[0]
     if not body_DHW.any():
         raise BadStudy(Reason.NOT_HU, f"nothing as large as a body above {BODY_HU:g} HU")
     middle = []
@@ -135,4 +126,4 @@ def _body_centre(x_DHW: Tensor, spacing_mm: tuple[float, float, float], threshol
         edges = np.concatenate([[0.0], (share / share[-1]).numpy()])
         low, high = np.interp([0.01, 0.99], edges, np.arange(len(edges)) * step[axis])
         middle.append(float((low + high) / 2 - 0.5))
-    return middle
+    return image.affine[:3] @ [*middle, 1.0]

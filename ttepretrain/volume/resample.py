@@ -8,10 +8,12 @@ where r_a is the extent of an output voxel along source axis a, in source voxels
 scan with a full width at half maximum of one source voxel as wide as one output voxel (Cardoso et al., MICCAI 2015);
 it vanishes when upsampling. Weights sum to one, so a constant stays constant; outside the source the result is zero.
 Both factors separate along the source's axes. Where the grid runs along them too, which is nearly every CT, the whole
-operator is three matrix products; otherwise the same matrices smooth and the interpolation gathers.
+operator is three products with banded matrices; otherwise the same matrices smooth and the interpolation gathers.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,43 +22,95 @@ from torch import Tensor
 FWHM_PER_SIGMA = 2.3548200450309493
 # Off-axis drift over the whole grid, in source voxels, that still counts as running along the axes.
 ALIGNED_VOXELS = 0.01
+CHUNK = 2**20  # voxels that become float32 at a time, and stay in the processor's cache for two products
+BAND = 16  # output positions of one product: more of them multiply more zeros
+
+Limits = tuple[float, float]
 
 
-def resample(x_DHW: Tensor, affine: np.ndarray, grid_affine: np.ndarray, grid_shape: tuple[int, int, int]) -> Tensor:
-    """float32 volume on the grid; both affines map D H W indices to the same mm. Outside the source it is 0."""
+@dataclass(frozen=True)
+class Band:
+    """A block of rows of a matrix, without the columns that are 0 in all of them."""
+
+    rows: slice  # output positions
+    columns: slice  # input voxels
+    weights: Tensor
+
+
+def resample(
+    x_DHW: Tensor,
+    affine: np.ndarray,
+    grid_affine: np.ndarray,
+    grid_shape: tuple[int, int, int],
+    limits: Limits | None = None,
+) -> Tensor:
+    """float32 volume on the grid; both affines map D H W indices to the same mm. Outside the source it is 0.
+
+    With limits the source, of any dtype, is clipped to them first and counted from the lower one.
+    """
     to_source = np.linalg.inv(affine) @ grid_affine  # grid index -> source index
     sigma_DHW = np.sqrt(np.maximum((to_source[:3, :3] ** 2).sum(axis=1) - 1.0, 0.0)) / FWHM_PER_SIGMA
     drift = np.abs(to_source[:3, :3] * (1 - np.eye(3))) @ np.array(grid_shape)
     if drift.max() < ALIGNED_VOXELS:
         middle = to_source[:3] @ [*((np.array(grid_shape) - 1) / 2), 1.0]
         positions = [middle[a] + to_source[a, a] * (np.arange(n) - (n - 1) / 2) for a, n in enumerate(grid_shape)]
-        return separable(x_DHW, positions, sigma_DHW)
+        return separable(x_DHW, positions, sigma_DHW, limits)
 
     corners = np.array([[*np.where(np.array(c) == 1, np.array(grid_shape) - 1, 0), 1] for c in np.ndindex(2, 2, 2)])
     reached = corners @ to_source[:3].T
     low = np.clip(np.floor(reached.min(axis=0)), 0, np.array(x_DHW.shape) - 2).astype(int)
     high = np.clip(np.ceil(reached.max(axis=0)), low + 1, np.array(x_DHW.shape) - 1).astype(int)
-    smooth_DHW = separable(x_DHW, [np.arange(a, b + 1.0) for a, b in zip(low, high)], sigma_DHW)
+    smooth_DHW = separable(x_DHW, [np.arange(a, b + 1.0) for a, b in zip(low, high)], sigma_DHW, limits)
     return _gather(smooth_DHW, low, tuple(x_DHW.shape), to_source, grid_shape)
 
 
-def separable(x_DHW: Tensor, positions_DHW: list[np.ndarray], sigma_DHW: np.ndarray) -> Tensor:
+def separable(
+    x_DHW: Tensor, positions_DHW: list[np.ndarray], sigma_DHW: np.ndarray, limits: Limits | None = None
+) -> Tensor:
     """x smoothed and read at the given positions (in voxels) along each axis; 0 more than half a voxel outside."""
-    matrices = []
-    for axis in range(3):
-        matrix, used = _axis_matrix(positions_DHW[axis], x_DHW.shape[axis], float(sigma_DHW[axis]))
-        matrices.append(matrix)
+    out_DHW = inside_DHW = torch.zeros([len(positions) for positions in positions_DHW])
+    bands_DHW = []
+    for axis, (positions, sigma) in enumerate(zip(positions_DHW, sigma_DHW)):
+        size = x_DHW.shape[axis]
+        covered = np.flatnonzero((positions >= -0.5 - 1e-6) & (positions <= size - 0.5 + 1e-6))
+        if len(covered) == 0:
+            return out_DHW
+        inside_DHW = inside_DHW.narrow(axis, covered[0], len(covered))
+        matrix, used = _axis_matrix(positions[covered], size, float(sigma))
         x_DHW = x_DHW.narrow(axis, used.start, used.stop - used.start)
-    along_D, along_H, along_W = matrices
-    x_DHW = x_DHW @ along_W.T
-    x_DHW = along_H @ x_DHW
-    shape = x_DHW.shape[1:]
-    return (along_D @ x_DHW.reshape(len(x_DHW), -1)).reshape(-1, *shape)
+        bands_DHW.append(_bands(matrix))
+    _multiply(inside_DHW, bands_DHW, x_DHW, limits)
+    return out_DHW
+
+
+def _multiply(out_DHW: Tensor, bands_DHW: list[list[Band]], x_DHW: Tensor, limits: Limits | None) -> None:
+    """Write the products of x with one matrix along each axis into `out`."""
+    along_D, along_H, along_W = bands_DHW
+    size_D, size_H, size_W = x_DHW.shape
+    out_D, _, out_W = out_DHW.shape
+    rows = max(1, CHUNK // (size_D * size_W))
+    # fresh memory costs as much as the products: these two are used again and again
+    chunk, product = torch.empty(size_D * rows * size_W), torch.empty(out_D * rows * size_W)
+    # D and W some rows at a time; H, which needs them all, when little is left
+    thin_DHW = torch.empty(out_D, size_H, out_W)
+    for begin in range(0, size_H, rows):
+        x_DRW = x_DHW[:, begin : begin + rows]
+        chunk_DRW = chunk[: x_DRW.numel()].view(x_DRW.shape).copy_(x_DRW)
+        if limits is not None:
+            chunk_DRW.clamp_(*limits).sub_(limits[0])
+        num_rows = x_DRW.shape[1]
+        product_DN = product[: out_D * num_rows * size_W].view(out_D, -1)
+        for band in along_D:
+            torch.mm(band.weights, chunk_DRW.view(size_D, -1)[band.columns], out=product_DN[band.rows])
+        product_DRW = product_DN.view(out_D, num_rows, size_W)
+        for band in along_W:
+            thin_DHW[:, begin : begin + num_rows, band.rows] = product_DRW[:, :, band.columns] @ band.weights.T
+    for band in along_H:
+        out_DHW[:, band.rows] = band.weights @ thin_DHW[:, band.columns]
 
 
 def _axis_matrix(positions: np.ndarray, size: int, sigma: float) -> tuple[Tensor, range]:
     """Weights [positions, used voxels] of smoothing, then linear interpolation, and the voxels they touch."""
-    inside = (positions >= -0.5 - 1e-6) & (positions <= size - 0.5 + 1e-6)
     clamped = np.clip(positions, 0, size - 1)
     left = np.minimum(np.floor(clamped).astype(int), max(size - 2, 0))
     right = np.minimum(left + 1, size - 1)
@@ -74,7 +128,18 @@ def _axis_matrix(positions: np.ndarray, size: int, sigma: float) -> tuple[Tensor
         return weight / weight.sum(axis=1, keepdims=True)
 
     matrix = (1 - part)[:, None] * smoothing(left) + part[:, None] * smoothing(right)
-    return torch.from_numpy((matrix * inside[:, None]).astype(np.float32)), used
+    return torch.from_numpy(matrix.astype(np.float32)), used
+
+
+def _bands(matrix: Tensor) -> list[Band]:
+    """The matrix, no row of which is 0, in blocks of BAND rows."""
+    bands = []
+    for begin in range(0, len(matrix), BAND):
+        weights = matrix[begin : begin + BAND]
+        touched = weights.any(dim=0).nonzero()
+        columns = slice(int(touched[0]), int(touched[-1]) + 1)
+        bands.append(Band(slice(begin, begin + len(weights)), columns, weights[:, columns].contiguous()))
+    return bands
 
 
 def _gather(

@@ -43,6 +43,13 @@ def source_hash(path: Path) -> str:
         return hashlib.blake2b(b"".join(sorted(digests)), digest_size=16).hexdigest()
 
 
+def source_state(path: Path) -> list[tuple]:
+    """What the file system says of all source files; a write to one of them changes it, whatever its date says."""
+    with declared_os_errors():
+        stats = [(file, file.stat()) for file in source_files(path)]
+    return [(file, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for file, stat in stats]
+
+
 @contextmanager
 def declared_os_errors() -> Iterator[None]:
     """BadStudy for what stays wrong with a file; EIO, ESTALE and their like pass, since trying again may help."""

@@ -21,6 +21,7 @@ TAGS = """
     BurnedInAnnotation NumberOfFrames SamplesPerPixel PhotometricInterpretation Rows Columns BitsAllocated BitsStored
     HighBit PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit RescaleSlope RescaleIntercept RescaleType
     PixelSpacing ImageOrientationPatient ImagePositionPatient GantryDetectorTilt LossyImageCompression
+    TemporalPositionIndex TemporalPositionIdentifier AcquisitionNumber AcquisitionTime ContentTime
     Manufacturer ConvolutionKernel KVP ContrastBolusAgent SliceThickness
     SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence
 """.split()  # noqa: SIM905  a table of names reads better than a list of strings

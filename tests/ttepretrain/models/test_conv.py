@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from ttepretrain.models.config import ModelConfig
-from ttepretrain.models.conv import SmallMapConv3d, multiply_small_maps
+from ttepretrain.models.conv import SmallMapConv3d, StandardisedConv3d, multiply_small_maps, standardise_kernels
 from ttepretrain.models.encoder import build_encoder
 
 
@@ -39,3 +39,34 @@ def test_other_convolutions_are_left_alone():
     multiply_small_maps(others)
     assert {type(module) for module in others} == {nn.Conv3d}
     assert any(isinstance(m, SmallMapConv3d) for m in build_encoder(ModelConfig(encoder="resnet18"), 1, 0).modules())
+
+
+@pytest.mark.parametrize("shape_DHW", [(2, 2, 2), (5, 4, 3)])
+@pytest.mark.parametrize("options", [{"padding": 1}, {"stride": 2, "padding": 1}, {"kernel_size": 1, "stride": 2}])
+def test_a_standardised_convolution_is_one_with_kernels_of_mean_0_and_norm_root_2(shape_DHW, options):
+    """Against the definition with torch.std_mean, outputs and gradients, small maps too; the first layer stays."""
+    torch.manual_seed(0)
+    first, layer = nn.Conv3d(1, 3, 1), nn.Conv3d(3, 5, **{"kernel_size": 3, **options})
+    network = nn.Sequential(first, layer).double()
+    standardise_kernels(network)
+    assert [type(module) for module in network] == [nn.Conv3d, StandardisedConv3d]
+    x = torch.randn(2, 3, *shape_DHW, dtype=torch.float64, requires_grad=True)
+    kernels = layer.weight.flatten(1)
+    deviation, mean = torch.std_mean(kernels, dim=1, keepdim=True, correction=0)
+    defined = ((kernels - mean) / deviation * (2 / kernels.shape[1]) ** 0.5).view_as(layer.weight)
+    expected = nn.functional.conv3d(x, defined, layer.bias, layer.stride, layer.padding)
+    found = layer(x)
+    torch.testing.assert_close(found, expected)
+    weights = torch.linspace(0, 1, found.numel(), dtype=torch.float64).view_as(found)
+    inputs = [x, layer.weight, layer.bias]
+    for a, b in zip(torch.autograd.grad((found * weights).sum(), inputs),
+                    torch.autograd.grad((expected * weights).sum(), inputs)):  # fmt: skip
+        torch.testing.assert_close(a, b)
+
+
+def test_standardised_kernels_do_not_see_a_level_that_all_inputs_share():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv3d(1, 4, 1), nn.Conv3d(4, 5, 3))
+    standardise_kernels(network)
+    x = torch.randn(2, 4, 5, 5, 5)
+    torch.testing.assert_close(network[1](x + 30), network[1](x), rtol=1e-3, atol=1e-4)

@@ -102,9 +102,10 @@ def test_the_stem_halves_every_axis(name):
     assert trunk[0](noise(1, 1, (30, 34, 40))).shape[2:] == (15, 17, 20)
 
 
+@pytest.mark.parametrize("norm", ["group", "group_ws"])
 @pytest.mark.parametrize("name", ["densenet121", "resnet18", "swin_unetr", "vit_liere"])
-def test_group_norm_makes_a_studys_features_independent_of_its_batch(name):
-    encoder = build_encoder(ModelConfig(encoder=name, norm="group", vit=SMALL_VIT), 2, 0)
+def test_group_norm_makes_a_studys_features_independent_of_its_batch(name, norm):
+    encoder = build_encoder(ModelConfig(encoder=name, norm=norm, vit=SMALL_VIT), 2, 0)
     assert not any(isinstance(module, nn.BatchNorm3d) for module in encoder.modules())
     x_BCDHW = noise(3)
     with torch.no_grad():

@@ -124,8 +124,9 @@ def test_memory_format_does_not_change_the_answer(bias_TK, volume_BDHW):
         {"encoder": "vit_liere", "vit": ViTConfig([4, 8, 8], 2, 48, 3, 8)},
         {"encoder": "vit_liere", "vit": ViTConfig([4, 8, 8], 2, 48, 3, 2, 60.0), "activation_checkpointing": True},
         {"encoder": "resnet18", "norm": "batch"},
+        {"encoder": "resnet18", "norm": "group_ws"},
     ],
-    ids=["swin", "vit", "vit in mm", "batch norm"],
+    ids=["swin", "vit", "vit in mm", "batch norm", "standardised"],
 )  # fmt: skip
 def test_every_kind_of_encoder_comes_back_from_its_export_bit_for_bit(encoder, volume_BDHW, tmp_path):
     """Sizes, positions in mm and batch statistics travel with it."""

@@ -7,7 +7,7 @@ from ttepretrain.evaluation.concordance import harrell_c
 from ttepretrain.evaluation.outcome import Outcome
 from ttepretrain.probe import selection
 from ttepretrain.probe.estimators import FeatureSpace, NotFitted, fit_cox, fit_logistic
-from ttepretrain.probe.selection import Setting, fit_probes
+from ttepretrain.probe.selection import fit_probes
 
 N, F = 500, 40
 
@@ -131,25 +131,17 @@ def test_too_few_train_events_leave_the_outcome_out_with_a_reason(planted):
     assert "train studies with the event" in result.missing[1]
 
 
-def test_a_fit_that_fails_is_recorded_and_its_setting_not_chosen(planted, monkeypatch):
-    features, split, outcomes, _ = planted
-    wanted = fit_probes(features, split, outcomes).chosen["cox"]
-    fit = selection.fit_cox
-
-    def fail_at_the_best(x_NP, event_N, time_N, ridge):
-        if (x_NP.shape[1], ridge) == (min(wanted["components"], F), wanted["ridge"]):
-            raise NotFitted("Cox: did not converge")
-        return fit(x_NP, event_N, time_N, ridge)
-
-    monkeypatch.setattr(selection, "fit_cox", fail_at_the_best)
-    result = fit_probes(features, split, outcomes)
-    assert Setting(result.chosen["cox"]["components"], result.chosen["cox"]["ridge"]) != Setting(
-        wanted["components"], wanted["ridge"]
-    )
-    assert result.dropped == [
-        {"phenotype": "edema", "horizon_days": None, "probe": "cox", "components": wanted["components"],
-         "ridge": wanted["ridge"], "reason": "Cox: did not converge"}
-    ]  # fmt: skip
+def test_a_fit_that_fails_is_recorded_and_its_ridge_not_chosen(planted):
+    """Without a penalty a perfectly separating feature has no finite coefficient."""
+    _, split, (survival, _), _ = planted
+    separating = survival.event_N[:, None] * 1.0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selection, "RIDGES", (1.0, 0.0))
+        result = fit_probes(separating, split, [survival])
+    assert result.chosen["cox"]["ridge"] == 1.0
+    (failed,) = result.dropped
+    assert "Cox" in failed.pop("reason")
+    assert failed == {"phenotype": "edema", "horizon_days": None, "probe": "cox", "ridge": 0.0}
 
 
 def test_complete_separation_is_a_failed_fit_and_not_a_warning():

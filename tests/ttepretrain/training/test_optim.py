@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from ttepretrain.models.config import ModelConfig
+from ttepretrain.models.encoder import build_encoder
 from ttepretrain.testing import tiny_model
 from ttepretrain.training.config import TrainConfig
 from ttepretrain.training.optim import parameter_groups, schedule
@@ -25,9 +27,10 @@ def test_one_step_without_warmup_is_at_the_peak():
 
 
 def test_every_parameter_has_its_rate_and_decay_by_what_it_is():
-    """Matrices and kernels: rate / fan-in and decay; norms, biases and the table of log hazards: neither."""
-    model = tiny_model(np.zeros((4, 5), np.float32))
+    """Matrices and kernels: rate / fan-in (standardised: its root) and decay; norms, biases and the table: neither."""
     config = TrainConfig(lr=0.02, head_lr=0.3, weight_decay=0.1)
+    model = tiny_model(np.zeros((4, 5), np.float32))
+    model.encoder = build_encoder(ModelConfig(encoder="resnet18", norm="group_ws"), 1, 0)
     found = {}
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for group in parameter_groups(model, config):
@@ -39,10 +42,11 @@ def test_every_parameter_has_its_rate_and_decay_by_what_it_is():
         in_head = name.startswith("head.")
         if name.endswith(".weight") and parameters[name].ndim >= 2:
             fan_in = parameters[name].numel() / parameters[name].shape[0]
-            assert peak == pytest.approx((0.3 if in_head else 0.02) / fan_in)
+            standardised = not in_head and name != "encoder.trunk.conv1.weight"
+            assert peak == pytest.approx((0.3 if in_head else 0.02) / (fan_in**0.5 if standardised else fan_in))
             assert decay == 0.1
         else:
-            assert (peak, decay) == (pytest.approx(0.0002), 0.0)
+            assert (peak, decay) == (pytest.approx(0.003 if in_head else 0.002), 0.0)
 
 
 def test_study_seeds_depend_on_study_epoch_and_run_alone():

@@ -111,13 +111,13 @@ def test_air_fills_what_the_scan_does_not_cover_and_values_stay_in_range(tmp_pat
 # A16
 def test_twice_is_the_same_bytes_and_names_do_not_matter(tmp_path, chest, write_series):
     files = write_series(tmp_path / "scan", *chest)
-    first = preprocess_ct(tmp_path / "scan", SPEC)
+    first, content = preprocess_ct(tmp_path / "scan", SPEC), source_hash(tmp_path / "scan")
     for number, file in enumerate(sorted(files, reverse=True)):
         file.rename(file.with_name(f"IM{number}"))
     (tmp_path / "scan").rename(tmp_path / "odd\nname -é")
     second = preprocess_ct(tmp_path / "odd\nname -é", SPEC)
     assert second.hu_DHW.tobytes() == first.hu_DHW.tobytes()
-    assert second.source_hash == first.source_hash == source_hash(tmp_path / "odd\nname -é")
+    assert source_hash(tmp_path / "odd\nname -é") == content
 
 
 # A3, A13: the bytes decide, not name or date

@@ -8,6 +8,7 @@ import SimpleITK
 import torch
 from scipy import ndimage
 
+from ttepretrain.volume import resample as resampling
 from ttepretrain.volume.resample import resample
 
 SOURCE_SHAPE, SOURCE_SPACING = (21, 34, 45), (4.0, 2.5, 2.0)
@@ -145,3 +146,26 @@ def test_a_grid_beside_the_source_is_empty(source_affine, geometry, far):
     grid_affine = geometry.centred_affine(GRID_SHAPE, GRID_SPACING)
     grid_affine[axis, 3] += side * 500.0
     assert not resample(torch.ones(SOURCE_SHAPE), source_affine, grid_affine, GRID_SHAPE).any()
+
+
+def test_the_size_of_chunks_and_bands_plays_no_part(source_affine, geometry, monkeypatch):
+    rng = np.random.default_rng(11)
+    x_DHW = torch.from_numpy(rng.uniform(0, 1000, SOURCE_SHAPE).astype(np.float32))
+    grid_affine = geometry.centred_affine(GRID_SHAPE, GRID_SPACING)
+    whole = resample(x_DHW, source_affine, grid_affine, GRID_SHAPE)
+    monkeypatch.setattr(resampling, "CHUNK", 5 * SOURCE_SHAPE[0] * SOURCE_SHAPE[2])  # 5 rows: 34 is no multiple
+    monkeypatch.setattr(resampling, "BAND", 3)
+    parts = resample(x_DHW, source_affine, grid_affine, GRID_SHAPE)
+    torch.testing.assert_close(parts, whole, atol=1e-3, rtol=0)
+
+
+def test_int16_within_limits_is_the_clipped_source(source_affine, geometry):
+    rng = np.random.default_rng(13)
+    hu_DHW = rng.integers(-3000, 5000, SOURCE_SHAPE).astype(np.int16)
+    kept = hu_DHW.copy()
+    grid_affine = geometry.centred_affine(GRID_SHAPE, GRID_SPACING)
+    out = resample(torch.from_numpy(hu_DHW), source_affine, grid_affine, GRID_SHAPE, (-1024.0, 3071.0))
+    above_air_DHW = torch.from_numpy(hu_DHW.clip(-1024, 3071).astype(np.float32) + 1024)
+    expected = resample(above_air_DHW, source_affine, grid_affine, GRID_SHAPE)
+    torch.testing.assert_close(out, expected, atol=1e-3, rtol=0)
+    np.testing.assert_array_equal(hu_DHW, kept)
