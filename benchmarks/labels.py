@@ -8,6 +8,9 @@ labels   data.labelling.make_labels over Ray workers that run already: input has
 objects  the published design (benchmarks/objects.py), on a stated sample of CTs, on one core
 
 Seconds are of the clock; cpu_seconds of all processes together, which other work on the machine disturbs less.
+Peak memory: all_processes_pss is that of this process, the workers and Ray's servers at one moment (PSS, four looks a
+second, benchmarks/processes.py). The resident sizes beside it are each process's own largest, at whatever moment, and
+count libraries and Ray's object store once per process: their sum is more than there ever was.
 """
 
 from __future__ import annotations
@@ -23,10 +26,10 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.processes import cpu_seconds, forget_peak, peak_rss_mib, watched_memory, workers
 from jobs.provenance import REPOSITORY, now, provenance
 from ttepretrain.files import write_json
 
@@ -83,6 +86,8 @@ def measure(folder: Path, subjects: int, seed: int, cpus: int, repeats: int) -> 
     ehr = folder / "ehr"
     (folder / "phenotypes.yaml").write_text(PHENOTYPES)
     pl.thread_pool_size()  # jobs.prepare has read its inputs before the session narrows the workers' environment
+    # Ray's 15 would favour the scan wherever something else runs
+    os.environ |= {"RAY_worker_niceness": "0"}
     with ray_session(cpus):
         began = time.perf_counter()
         studies, closure = write_records(ehr, subjects, seed, map_shards)
@@ -172,48 +177,27 @@ def run_labels(folder: Path, studies: pl.DataFrame, subjects: int) -> dict:
         return results
 
     for process in workers():
-        (process / "clear_refs").write_text("5")  # forget the peak so far
-    spent = sum(map(cpu_seconds, workers()))
-    began = time.perf_counter()
-    made = make_labels(
-        folder / "prepared", folder / "ehr", None, studies, config, {"hash": "", "count": len(studies)}, timed_map
-    )
-    seconds = time.perf_counter() - began
-    spent = sum(map(cpu_seconds, workers())) - spent
+        forget_peak(process)
+    fitted_on = {"hash": "", "count": len(studies)}
+    with watched_memory() as together:
+        spent = sum(map(cpu_seconds, workers()))
+        began = time.perf_counter()
+        made = make_labels(folder / "prepared", folder / "ehr", None, studies, config, fitted_on, timed_map)
+        seconds = time.perf_counter() - began
+        spent = sum(map(cpu_seconds, workers())) - spent
     stages["driver"] = seconds - sum(stages.values())
-    peaks = {process.name: peak_mib(process) for process in workers()}
+    peaks = {process.name: peak_rss_mib(process) for process in workers()}
     driver = peaks.pop(str(os.getpid()))
     return {
         "seconds": round(seconds, 3),
         "cpu_seconds": round(spent, 3),
         "tasks": made.counts["tasks"]["tasks"],
         "stages": {name: round(value, 3) for name, value in stages.items()},
-        "peak_mib": {"driver": driver, "largest_worker": max(peaks.values()), "sum": driver + sum(peaks.values())},
-    }
-
-
-def workers() -> list[Path]:
-    """/proc folders of this process and of the Ray workers below it."""
-    parents = {}
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has ended
-            parents[int(process.name)] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
-    below, found = {os.getpid()}, set()
-    while below:
-        found |= below
-        below = {child for child, parent in parents.items() if parent in below}
-    named = (Path("/proc") / str(number) for number in sorted(found))
-    return [p for p in named if p.name == str(os.getpid()) or (p / "cmdline").read_bytes().startswith(b"ray::")]
-
-
-def cpu_seconds(process: Path) -> float:
-    user, system = (process / "stat").read_text().rpartition(")")[2].split()[11:13]
-    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
-
-
-def peak_mib(process: Path) -> int:
-    lines = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
-    return int(lines["VmHWM"].split()[0]) >> 10
+        "peak_mib": {
+            "all_processes_pss": together[0], "driver_rss": driver, "largest_worker_rss": max(peaks.values()),
+            "sum_of_rss_peaks": driver + sum(peaks.values()),
+        },
+    }  # fmt: skip
 
 
 def run_objects(ehr: Path, prepared: Path, studies: pl.DataFrame) -> dict:

@@ -89,12 +89,12 @@ def write_shard(shard: int, folder: Path, subjects: int, seed: int) -> pl.DataFr
     subject, time, code = _with_special(rng, subject, time, code, begin_us, begin_us + length_us)
     static = code >= NUM_CODES + SPECIAL.index("GENDER//F")
     order = np.lexsort((time, ~static, subject))
-    names = pa.array([*code_names(seed)[:NUM_CODES], *SPECIAL])
+    names = np.array([*code_names(seed)[:NUM_CODES], *SPECIAL])
     table = pa.table(
         {
             "subject_id": ids[subject[order]] + 1_000_000,
             "time": pa.array(time[order], pa.timestamp("us"), mask=static[order]),
-            "code": pa.DictionaryArray.from_arrays(pa.array(code[order].astype(np.int32)), names),
+            "code": names[code[order]],  # strings: every row group has a dictionary of its own codes, as usual
             "numeric_value": pa.array((rng.integers(0, 4000, len(code)) / 10).astype(np.float32)),
         }
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,22 +30,27 @@ def write_label_files(folder: Path, result: LabelResult, phenotypes: pl.DataFram
     phenotypes: rows of phenotypes.parquet, label tables included. studies: study_id, subject_id, study_time of all.
     """
     (folder / COVARIATES).parent.mkdir(exist_ok=True)
-    with replacing(folder / "tasks.json") as temporary:
-        result.tasks.save(temporary)
-    write_atomic(folder / "tasks.csv", task_csv(result.tasks))
-    write_parquet(result.labels.sort("study_id", maintain_order=True), folder / "labels.parquet")
-    write_parquet(phenotypes.sort("study_id", maintain_order=True), folder / "phenotypes.parquet")
-    write_parquet(result.covariates.sort("study_id"), folder / COVARIATES)
-    names = [*ALWAYS, *write_meds_labels(folder, phenotypes, studies)]
-    picture = draw_tasks(result.tasks, train_event_days(result.labels, result.tasks.recurrence))
-    (folder / PICTURE).unlink(missing_ok=True)
-    if picture is not None:
-        write_atomic(folder / PICTURE, picture)
-        names.append(PICTURE)
+    with ThreadPoolExecutor(2) as beside:  # pyarrow takes most of the time, and lets the other files be made meanwhile
+        tables = [
+            beside.submit(write_parquet, table.sort("study_id", maintain_order=True), folder / name)
+            for table, name in ((result.covariates, COVARIATES), (result.labels, "labels.parquet"))
+        ]
+        with replacing(folder / "tasks.json") as temporary:
+            result.tasks.save(temporary)
+        write_atomic(folder / "tasks.csv", task_csv(result.tasks))
+        write_parquet(phenotypes.sort("study_id", maintain_order=True), folder / "phenotypes.parquet")
+        names = [*ALWAYS, *write_meds_labels(folder, phenotypes, studies)]
+        picture = draw_tasks(result.tasks, train_event_days(result.labels, result.tasks.recurrence))
+        (folder / PICTURE).unlink(missing_ok=True)
+        if picture is not None:
+            write_atomic(folder / PICTURE, picture)
+            names.append(PICTURE)
+        for table in tables:
+            table.result()
     return names
 
 
 def task_csv(tasks: TaskSet) -> str:
     """One line per task in task order; the pinned death task has no score."""
-    table = pl.DataFrame([dataclasses.asdict(task) for task in tasks.tasks])
+    table = pl.DataFrame([vars(task) for task in tasks.tasks])
     return table.select(CSV_COLUMNS).fill_nan(None).write_csv()

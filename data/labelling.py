@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow.parquet as parquet
 
 from data.label_files import ALWAYS, COVARIATES, write_label_files
 from data.label_tables import read_label_tables, with_label_tables
@@ -37,12 +38,18 @@ STUDY_COLUMNS = ("study_id", "subject_id", "study_time", "date_only", "split")
 
 @dataclass(frozen=True)
 class LabelStage:
-    labels: pl.DataFrame
-    covariates: pl.DataFrame
+    folder: Path  # that holds the files
+    labels: pl.DataFrame  # study_id
     counts: dict  # of summary.json
     inputs: dict  # hashes, of provenance.json
     files: tuple[str, ...]  # all that the stage wrote, relative to the folder
     reused: bool
+
+    @property
+    def covariates(self) -> pl.DataFrame:
+        """Table of the file; past_codes as categories, which take a fifth of the memory of strings."""
+        table = parquet.read_table(self.folder / COVARIATES, read_dictionary=["past_codes.list.element"])
+        return pl.DataFrame(pl.from_arrow(table))
 
 
 def make_labels(
@@ -79,8 +86,8 @@ def make_labels(
         stamp = write_stamp(folder, STAMP, inputs, names, counts)
     _warn_of_absent_codes(stamp["counts"])
     return LabelStage(
+        folder,
         pl.read_parquet(folder / "labels.parquet", columns=["study_id"]),
-        pl.read_parquet(folder / COVARIATES),
         stamp["counts"],
         inputs,
         (STAMP, *stamp["files"]),

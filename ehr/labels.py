@@ -80,18 +80,18 @@ def _counts(cells: Cells, studies: pl.DataFrame, rules: Rules) -> tuple[np.ndarr
     counted = train & studies["followed"].to_numpy()
     censor = studies["risk_last"].to_numpy()
     followed = np.where(counted, censor - studies["index"].to_numpy() - rules.blackout_us, 0)
-    hit, lost = counted[cells.row] & (cells.first != NEVER), np.zeros(num_codes, np.int64)
+    hit, lost = counted.take(cells.row) & (cells.first != NEVER), np.zeros(num_codes, np.int64)
     if rules.incident:
         out = cells.level >= HISTORY
         np.add.at(lost, cells.code[out], followed[cells.row[out]])
         hit &= ~out
     hit = np.flatnonzero(hit)
-    code, row = cells.code[hit], cells.row[hit]
-    np.add.at(lost, code, censor[row] - cells.first[hit])
-    having = cells.code[np.flatnonzero(first_study[cells.row])]
-    again = np.bincount(subject)[subject[row]] > 1  # only a subject with several studies can be counted twice
+    code, row = cells.code.take(hit), cells.row.take(hit)
+    np.add.at(lost, code, censor.take(row) - cells.first.take(hit))
+    having = cells.code[first_study.take(cells.row)]
+    again = np.bincount(subject)[subject].take(row) > 1  # only a subject with several studies can be counted twice
     several, alone = np.flatnonzero(again), np.flatnonzero(~again)
-    subjects, events, once = (np.bincount(c, minlength=num_codes) for c in (having, code, code[alone]))
+    subjects, events, once = (np.bincount(c, minlength=num_codes) for c in (having, code, code.take(alone)))
     patients = once + _subjects_with(code[several], subject[row[several]], num_codes)
     return subjects, events, patients, lost, int(followed.sum())
 
@@ -118,22 +118,22 @@ def label_shard(shard: Shard, rules: Rules, tasks: np.ndarray) -> pl.DataFrame:
     stash = read_stash(rules.scratch, shard.number)
     task_of = np.full(len(rules.names), -1, np.int32)
     task_of[tasks] = np.arange(len(tasks))
-    task, rows = task_of[stash.code], np.arange(len(shard.studies) + 1)
+    task, row, rows = task_of.take(stash.code), stash.row, np.arange(len(shard.studies) + 1)
     cells = np.flatnonzero(task >= 0)
     # The codes are in string order, the tasks in that of their scores. Small integers: numpy sorts them by radix.
     small = np.min_scalar_type(max(len(tasks), len(rows)))
-    cells = cells[np.lexsort((task[cells].astype(small), stash.row[cells].astype(small)))]
+    cells = cells.take(np.lexsort((task.take(cells).astype(small), row.take(cells).astype(small))))
 
     def per_study(cells: np.ndarray, values: np.ndarray) -> pl.Series:
-        return lists(np.diff(np.searchsorted(stash.row[cells], rows)), pl.Series(values[cells]))
+        return lists(np.diff(np.searchsorted(row.take(cells), rows)), pl.Series(values.take(cells)))
 
-    events = cells[~np.isnan(stash.days[cells])]
+    events = cells[~np.isnan(stash.days.take(cells))]
     return shard.studies.select(
         "study",
         task_index=per_study(events, task),
         event_days=per_study(events, stash.days),
-        history_index=per_study(cells[stash.history[cells]], task),
-        visit_index=per_study(cells[stash.visit[cells]], task),
+        history_index=per_study(cells[stash.history.take(cells)], task),
+        visit_index=per_study(cells[stash.visit.take(cells)], task),
         past_codes=per_study(np.flatnonzero(stash.feature), stash.code),
     )
 
@@ -170,6 +170,7 @@ def _odd_events(events: Timelines, marks: pl.DataFrame, rules: Rules) -> dict:
         ("before_birth", np.less, np.minimum.reduceat(events.start, events.begin[:-1]) < birth),
     ):
         bound, count = (death if odd is np.greater else birth)[which], events.count[which]
-        start = events.start[slices(events.begin[:-1][which], count)]
-        counts[name] = int((odd(start, np.repeat(bound, count)) & (start != NEVER)).sum())
+        moment = slices(events.begin[:-1][which], count)
+        start = events.start[moment]
+        counts[name] = int(events.size[moment][odd(start, np.repeat(bound, count)) & (start != NEVER)].sum())
     return counts

@@ -24,11 +24,12 @@ def patient_bits(shard: Shard, rules: Rules, tasks: np.ndarray) -> np.ndarray:
     subject = (studies["subject_id"].rank("dense") - 1).to_numpy()
     task_of = np.full(len(rules.names), -1)
     task_of[tasks] = np.arange(len(tasks))
-    hit = ~np.isnan(stash.days) & studies["train"].to_numpy()[stash.row] & (task_of[stash.code] >= 0)
+    row = stash.row
+    hit = ~np.isnan(stash.days) & studies["train"].to_numpy()[row] & (task_of[stash.code] >= 0)
     if rules.incident:
         hit &= ~stash.history
     bits = np.zeros((len(tasks), studies["subject_id"].n_unique()), bool)
-    bits[task_of[stash.code[hit]], subject[stash.row[hit]]] = True
+    bits[task_of[stash.code[hit]], subject[row[hit]]] = True
     return np.packbits(bits, axis=1)
 
 

@@ -23,7 +23,7 @@ class Shard:
     """Subjects that are labelled together."""
 
     number: int
-    events: pl.DataFrame  # subject_id, spool (number), begin, rows: where the subjects' events are; by spool
+    events: pl.DataFrame  # Survey.subjects: where the subjects' events are; by spool
     # study (row number), subject_id, index, index_last, period_end (us), train (bool); by subject, then study
     studies: pl.DataFrame
 
@@ -58,16 +58,28 @@ class Rules:
 
 @dataclass(frozen=True)
 class Timelines:
-    """Events of a shard's S subjects as parallel arrays, each subject's beside each other."""
+    """Events of a shard's S subjects in M moments (ehr/scratch.py), each subject's beside each other."""
 
-    begin: np.ndarray  # [S + 1], the first event of each subject, and the end
-    code: np.ndarray  # int32
-    start: np.ndarray  # int64 us; NEVER for static events
+    begin: np.ndarray  # [S + 1], the first moment of each subject, and the end
+    start: np.ndarray  # int64 [M] us; NEVER for static events
     end: np.ndarray
+    size: np.ndarray  # int64 [M], events
+    code: np.ndarray  # int32, of the events, moment by moment
 
     @cached_property
     def count(self) -> np.ndarray:
+        """[S], moments."""
         return np.diff(self.begin)
+
+    @cached_property
+    def first(self) -> np.ndarray:
+        """[M + 1], the first event of each moment, and the end."""
+        return np.append(0, np.cumsum(self.size))
+
+    @cached_property
+    def num_events(self) -> np.ndarray:
+        """[S]"""
+        return np.diff(self.first[self.begin])
 
     @cached_property
     def last(self) -> np.ndarray:
@@ -76,8 +88,9 @@ class Timelines:
 
     def frame(self, chosen: np.ndarray) -> pl.DataFrame:
         """subject, code, start, end (null when static) of the chosen events."""
-        subject = np.searchsorted(self.begin, chosen, side="right") - 1
-        columns = {"code": self.code[chosen], "start": self.start[chosen], "end": self.end[chosen]}
+        moment = np.searchsorted(self.first, chosen, side="right") - 1
+        subject = np.searchsorted(self.begin, moment, side="right") - 1
+        columns = {"code": self.code[chosen], "start": self.start[moment], "end": self.end[moment]}
         frame = pl.DataFrame({"subject": subject, **columns}).with_columns(pl.col("subject", "code").cast(pl.UInt32))
         static = pl.col("start") == NEVER
         return frame.with_columns(pl.when(~static).then(name).alias(name) for name in ("start", "end"))
@@ -87,26 +100,29 @@ class Timelines:
 
         They are all that follow-up, visits, phenotypes and covariates look at.
         """
-        return self.frame(np.flatnonzero(special[self.code] | (self.end == np.repeat(self.last, self.count))))
+        chosen, last = special.take(self.code), np.flatnonzero(self.end == np.repeat(self.last, self.count))
+        chosen[slices(self.first[last], self.size[last])] = True
+        return self.frame(np.flatnonzero(chosen))
 
 
 def timelines(shard: Shard, rules: Rules) -> tuple[Timelines, pl.DataFrame]:
     """Events of the shard's subjects, and its studies with their `subject`, its number in the shard."""
     ids = shard.studies["subject_id"].unique().sort().to_numpy()
     parts = [
-        read_spool(rules.scratch, spool, part["begin"].to_numpy(), part["rows"].to_numpy(), rules.names)
+        read_spool(rules.scratch, spool, part, rules.names)
         for (spool,), part in shard.events.partition_by("spool", as_dict=True, maintain_order=True).items()
     ]
-    time, code = (np.concatenate(columns) if len(parts) > 1 else columns[0] for columns in zip(*parts))
-    subject, rows = (shard.events[name].to_numpy() for name in ("subject_id", "rows"))
+    time, size, code = (np.concatenate(columns) if len(parts) > 1 else columns[0] for columns in zip(*parts))
+    subject, moments, rows = (shard.events[name].to_numpy() for name in ("subject_id", "moments", "rows"))
     if (subject[1:] < subject[:-1]).any():
         order = np.argsort(subject, kind="stable")
-        subject, events = subject[order], slices((np.cumsum(rows) - rows)[order], rows[order])
-        rows, time, code = rows[order], time[events], code[events]
-    count = np.bincount(np.searchsorted(ids, subject), weights=rows, minlength=len(ids)).astype(np.int64)
-    start, end = intervals(time, code == rules.death, rules.date_only)
+        own, events = (slices((np.cumsum(n) - n)[order], n[order]) for n in (moments, rows))
+        subject, moments, time, size, code = subject[order], moments[order], time[own], size[own], code[events]
+    count = np.bincount(np.searchsorted(ids, subject), weights=moments, minlength=len(ids)).astype(np.int64)
+    death = code[np.cumsum(size) - size] == rules.death
+    start, end = intervals(time, death, rules.date_only)
     numbers = pl.Series("subject", np.searchsorted(ids, shard.studies["subject_id"].to_numpy()), pl.UInt32)
-    return Timelines(np.append(0, np.cumsum(count)), code, start, end), shard.studies.with_columns(numbers)
+    return Timelines(np.append(0, np.cumsum(count)), start, end, size, code), shard.studies.with_columns(numbers)
 
 
 def runs(values: np.ndarray) -> np.ndarray:
@@ -116,7 +132,7 @@ def runs(values: np.ndarray) -> np.ndarray:
 
 def blocks(events: Timelines, studies: pl.DataFrame, num_codes: int) -> Iterator[tuple[int, int]]:
     """Studies begin..end (in their order) that fit into one table, and whose events x studies fit into memory."""
-    pairs = np.cumsum(events.count[studies["subject"].to_numpy()])
+    pairs = np.cumsum(events.num_events[studies["subject"].to_numpy()])
     most, begin = max(1, MAX_CELLS // num_codes), 0
     while begin < len(pairs):
         before = pairs[begin - 1] if begin else 0
@@ -129,9 +145,9 @@ def blocks(events: Timelines, studies: pl.DataFrame, num_codes: int) -> Iterator
 def study_cells(events: Timelines, studies: pl.DataFrame, blackout_us: int, num_codes: int) -> Cells:
     """What each of the studies (with follow-up and visit) knows of each code."""
     subject = studies["subject"].to_numpy()
-    count = events.count[subject]
-    event, row = slices(events.begin[subject], count), np.repeat(np.arange(len(studies)), count)
-    start, end = events.start[event], events.end[event]
+    begin, count = events.begin[subject], events.count[subject]
+    moment, row = slices(begin, count), np.repeat(np.arange(len(studies)), count)
+    start, end = events.start[moment], events.end[moment]
 
     def of_study(name: str) -> np.ndarray:
         return np.repeat(studies[name].to_numpy(), count)
@@ -140,4 +156,5 @@ def study_cells(events: Timelines, studies: pl.DataFrame, blackout_us: int, num_
     first = np.where(side.after & (start <= of_study("risk_last")), start, NEVER)
     level = np.uint8(SEEN) + (~side.after).view(np.uint8) + side.feature.view(np.uint8)  # what is a feature is history
     visit = (start <= of_study("visit_last")) & (last_moment(start, end) >= of_study("visit_start"))
-    return Cells.of(row, events.code[event], (first, level, visit), len(studies), num_codes)
+    code = events.code.take(slices(events.first[begin], events.num_events[subject]))
+    return Cells.of((row, first, level, visit), events.size[moment], code, len(studies), num_codes)

@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from ehr.schema import DEATH
 from ehr.scratch import SpoolWriter
 from ehr.shard import Shard, runs
 from ehr.sources.meds import Batch, MedsSource
 from ehr.timeline import NEVER
 
 BYTES_TOGETHER = 4 << 20  # small files are surveyed together up to this size
-ROWS_PER_SHARD = 1_000_000  # about; 250 MB while a shard is labelled, more only for a single larger subject
+ROWS_PER_SHARD = 3_000_000  # about; 80 MB while a shard is labelled, more only for a single larger subject
 UNKNOWN, WANTED, TRAIN = 0, 1, 2  # kinds of subjects
 
 
@@ -26,7 +27,7 @@ UNKNOWN, WANTED, TRAIN = 0, 1, 2  # kinds of subjects
 class Survey:
     """Of some files, or of all."""
 
-    # subject_id, file, spool (numbers), begin, rows: where the wanted subjects' events are spooled
+    # subject_id, file, spool (numbers), first_moment, moments, begin, rows: where the wanted subjects' events are
     subjects: pl.DataFrame
     codes: pl.DataFrame  # code, train: codes of the wanted subjects; whether a train subject has it
     latest_us: int | None  # latest time of the whole data set, all subjects
@@ -41,9 +42,11 @@ class _Look:
     """At one batch. Numpy only: ten thousand files are ten thousand looks."""
 
     subject: np.ndarray  # int64, of every run of rows in the file
-    begin: np.ndarray  # place of each wanted subject's events in the spool
-    rows: np.ndarray
     wanted: np.ndarray  # subject_id
+    first_moment: np.ndarray  # place of each wanted subject's moments in the spool
+    moments: np.ndarray
+    begin: np.ndarray  # the same of the events
+    rows: np.ndarray
     others: np.ndarray
     kind: np.ndarray  # uint8, of the batch's code strings: highest kind of subject that has it
     latest: int  # us; -NEVER without a time
@@ -79,7 +82,7 @@ def survey_files(files: list[tuple[int, str]], source: MedsSource, subjects: pl.
         names, place = spool.close_names()
     counts |= {"unsorted_files": unsorted, "repeated_rows": sum(look.repeated for look in looks)}
     latest = max((look.latest for look in looks), default=-NEVER)
-    columns = {name: _joined([getattr(look, name) for look in looks]) for name in ("wanted", "begin", "rows")}
+    columns = {name: _joined([getattr(look, name) for look in looks]) for name in _PLACES}
     places = (
         pl.DataFrame(columns)
         .rename({"wanted": "subject_id"})
@@ -100,6 +103,7 @@ def survey_files(files: list[tuple[int, str]], source: MedsSource, subjects: pl.
     )
 
 
+_PLACES = ("wanted", "first_moment", "moments", "begin", "rows")
 _COUNTS = ("rows", "static", "null_codes", "placeholder_dates", "repeated_rows", "unsorted_files")
 
 
@@ -115,31 +119,58 @@ def _unsorted(looks: list[_Look]) -> bool:
 
 
 def _look(batch: Batch, ids: np.ndarray, kinds: np.ndarray, spool: SpoolWriter) -> _Look:
-    begin = runs(batch.subject_id)
-    met = batch.subject_id[begin]
-    # static events come first
-    time = np.where(batch.time == NEVER, -NEVER, batch.time) if batch.counts["static"] else batch.time
-    back = np.flatnonzero(time[1:] < time[:-1]) + 1
-    same = (time[1:] == time[:-1]) & (batch.code[1:] == batch.code[:-1])
-    same[begin[1:] - 1] = False
-    events, subject = slice(None), met
+    met = batch.subject_id[runs(batch.subject_id)]
+    change = _changes(batch)
+    backwards, repeated = _disorder(batch, change)
     if len(np.unique(met)) < len(met):  # else every run would be a row of the table of places
-        events = np.argsort(batch.subject_id, kind="stable")
-        begin = runs(batch.subject_id[events])
-        subject = batch.subject_id[events][begin]
-    length = np.diff(begin, append=len(batch.subject_id))
+        batch = batch.by_subject()
+        change = _changes(batch)
+    moment = np.flatnonzero(_with_deaths_alone(change, batch))
+    first = runs(batch.subject_id[moment])  # each subject's first moment
+    subject = batch.subject_id[moment[first]]
     place = np.minimum(np.searchsorted(ids, subject), len(ids) - 1)
     kind = np.where(ids[place] == subject, kinds[place], UNKNOWN).astype(np.uint8)
-    event_kind, known = np.repeat(kind, length), kind != UNKNOWN
-    code, times, has = batch.code[events], batch.time[events], np.zeros(len(batch.codes), np.uint8)
-    np.maximum.at(has, code, event_kind)
+    moments, rows = np.diff(first, append=len(moment)), np.diff(moment[first], append=len(batch.code))
+    event_kind, has = np.repeat(kind, rows), np.zeros(len(batch.codes), np.uint8)
+    np.maximum.at(has, batch.code, event_kind)
+    time, size, code, known = batch.time[moment], np.diff(moment, append=len(batch.code)), batch.code, kind != UNKNOWN
+    latest = int(time.max(initial=-NEVER, where=time != NEVER))
     if not known.all():
-        code, times = code[event_kind != UNKNOWN], times[event_kind != UNKNOWN]
-    first, rows = spool.append(times, code, batch.codes), length[known]
+        its = np.repeat(known, moments)
+        time, size, code = time[its], size[its], code[event_kind != UNKNOWN]
+    moments, rows = moments[known], rows[known]
+    first_moment, begin = spool.append(time, size, code, batch.codes)
     return _Look(
-        met, first + np.cumsum(rows) - rows, rows, subject[known], subject[~known], has,
-        int(time.max(initial=-NEVER)), bool(np.isin(back, runs(batch.subject_id), invert=True).any()), int(same.sum()),
+        met, subject[known], first_moment + np.cumsum(moments) - moments, moments, begin + np.cumsum(rows) - rows, rows,
+        subject[~known], has, latest, backwards, repeated,
     )  # fmt: skip
+
+
+def _changes(batch: Batch) -> np.ndarray:
+    """bool [E]: whether an event has another subject or another time than its predecessor."""
+    change = np.ones(len(batch.time), bool)
+    np.not_equal(batch.time[1:], batch.time[:-1], out=change[1:])
+    change[runs(batch.subject_id)] = True
+    return change
+
+
+def _with_deaths_alone(change: np.ndarray, batch: Batch) -> np.ndarray:
+    place = batch.codes.index_of(DEATH)
+    if place is not None:
+        death = batch.code == place
+        change |= death
+        change[1:] |= death[:-1]
+    return change
+
+
+def _disorder(batch: Batch, change: np.ndarray) -> tuple[bool, int]:
+    """Whether a row lies before its predecessor of the same subject, and how many rows are equal to theirs."""
+    moment = np.flatnonzero(change)
+    time, subject = batch.time[moment], batch.subject_id[moment]
+    time = np.where(time == NEVER, -NEVER, time)  # static events come first
+    backwards = (time[1:] < time[:-1]) & (subject[1:] == subject[:-1])
+    same = (batch.code[1:] == batch.code[:-1]) & ~change[1:]
+    return bool(backwards.any()), int(np.count_nonzero(same))
 
 
 def surveyed(parts: list[Survey]) -> Survey:

@@ -8,7 +8,7 @@ Dropped and counted: null or empty codes, placeholder dates.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -49,6 +49,11 @@ class Batch:
     codes: pl.Series  # strings, unique; may hold some that no event has
     counts: dict  # rows, static, null_codes, placeholder_dates: of all rows read
     placeholders: pl.Series  # codes of the rows that were dropped for their date
+
+    def by_subject(self) -> Batch:
+        """Each subject's events beside each other, in the order of the file."""
+        order = np.argsort(self.subject_id, kind="stable")
+        return replace(self, subject_id=self.subject_id[order], time=self.time[order], code=self.code[order])
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,8 @@ class MedsSource:
 
     def _time(self, column: pa.Array) -> np.ndarray:
         """int64 us, local; NEVER for null."""
+        if column.type == pa.timestamp("us"):
+            return _filled(column.view(pa.int64()), NEVER)
         time = _series(column)
         if not isinstance(time.dtype, pl.Datetime):
             time = time.cast(pl.Datetime("us"))
@@ -156,10 +163,15 @@ def _code(column: pa.Array) -> tuple[np.ndarray, pl.Series]:
     if pa.types.is_null(column.type):
         return np.full(len(column), -1, np.int32), pl.Series("code", [], pl.String)
     column.dictionary.validate(full=True)  # polars would take bytes that are no UTF-8 for text
-    code = _series(column.indices).fill_null(-1).to_numpy()
+    code = _filled(column.indices, -1)
     if code.max(initial=-1) >= len(column.dictionary):
         raise pa.ArrowInvalid("place beyond the dictionary")
     return code, _series(column.dictionary).alias("code")
+
+
+def _filled(column: pa.Array, value: int) -> np.ndarray:
+    """The numbers, with `value` for null; by arrow, which takes half the time of polars."""
+    return _series(column.fill_null(value) if column.null_count else column).to_numpy()
 
 
 def _series(column: pa.Array) -> pl.Series:

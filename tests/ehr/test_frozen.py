@@ -39,9 +39,15 @@ def test_a_study_table_in_parts_gives_the_labels_of_the_whole(archive, label, pa
     folder, studies, fitted, path = archive
     cut = [studies[n::parts] for n in range(parts)]
     results = [label(folder, part, tasks=str(path)) for part in cut]
+
+    def written(result, name):
+        """As in the file: the categories of the codes are those of a run."""
+        frame = getattr(result, name)
+        return frame.cast({"past_codes": pl.List(pl.String)}) if name == "covariates" else frame
+
     for name, key in (("labels", "study_id"), ("covariates", "study_id"), ("phenotypes", ["study_id", "phenotype"])):
-        together = pl.concat([getattr(result, name) for result in results]).sort(key, maintain_order=True)
-        assert together.equals(getattr(fitted, name).sort(key, maintain_order=True)), name
+        together = pl.concat([written(result, name) for result in results]).sort(key, maintain_order=True)
+        assert together.equals(written(fitted, name).sort(key, maintain_order=True)), name
     assert all(result.tasks.codes == fitted.tasks.codes for result in results)
 
 
