@@ -61,7 +61,7 @@ def build_labels(
 
     studies: study_id, subject_id, study_time (us), date_only (bool), split. map_shards(function, items) -> results in
     item order; functions and items are picklable. fitted_on goes into the TaskSet as it is. scratch: an empty folder
-    that all workers see, for 9 bytes per event (None: a temporary one of this machine).
+    that all workers see, for 9 to 22 bytes per event (None: a temporary one of this machine).
     Raises ConfigError, IntegrityError or BadDataError (nothing left to label).
     """
     source = MedsSource(Path(ehr_folder), config.timezone, config.date_only)

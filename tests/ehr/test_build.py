@@ -73,6 +73,22 @@ def test_labels_equal_plain_loops_on_every_study_and_task(tmp_path, meds, label,
         same_as_oracle(result, folder, studies, meds.phenotypes, **config)
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_events_at_the_very_time_of_a_death_keep_their_own_times(tmp_path, meds, label, same_as_oracle, seed):
+    """In files sorted by subject and time they share a moment with it; a death dated without an hour ends its day."""
+    rows, studies, parents = meds.random(seed)
+    codes = sorted({code for _, _, code in rows if code.startswith(("V/", "ATC/"))})
+    pick = random.Random(seed)
+    for subject, time, code in list(rows):
+        if code == "MEDS_DEATH":
+            rows += [(subject, time, other) for other in pick.sample(codes, 3)]
+    pick.shuffle(rows)
+    rows.sort(key=lambda row: (row[0], row[1] or datetime.min))
+    folder = meds.write(tmp_path / "ehr", [rows], parents)
+    config = {"min_events": 2, "min_patients": 2, "num_tasks": 9}
+    same_as_oracle(label(folder, studies, **config), folder, studies, meds.phenotypes, **config)
+
+
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 10**6), shards=st.integers(1, 5), offset=st.integers(-20000, 20000))
 def test_order_copies_shards_and_shifted_dates_change_nothing(tmp_path_factory, meds, label, seed, shards, offset):

@@ -197,6 +197,9 @@ def test_events_after_death_and_before_birth_are_counted(tmp_path, meds, label, 
     rows = [*ROWS, (3, T0 + 29 * DAY, "MEDS_DEATH"), (2, T0 + 21 * DAY, "MEDS_BIRTH")]
     events = label(meds.write(tmp_path / "ehr", [rows]), studies).counts["events"]
     assert (events["after_death"], events["before_birth"]) == (1, 1)
+    rows += [(3, T0 + 33 * DAY, code) for code in ("X/A", "X/B", "X/C")]  # at one time
+    events = label(meds.write(tmp_path / "more", [rows]), studies).counts["events"]
+    assert (events["after_death"], events["before_birth"]) == (4, 1)
 
 
 def test_a_thousand_copies_of_the_rows_change_nothing(tmp_path, meds, label, folder, studies):

@@ -9,11 +9,12 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 LARGEST_MAP = 2  # voxels per axis
 GAIN = math.sqrt(2)  # norm of a standardised kernel, for the ReLU behind it
-TINY = 1e-12  # a kernel of equal weights becomes 0
+ROUNDING = 1e-6  # of a kernel's norm: equal weights differ by less, and become 0
 
 
 class SmallMapConv3d(nn.Conv3d):
@@ -50,14 +51,17 @@ class _Standardise(torch.autograd.Function):
     @staticmethod
     def forward(ctx, weight: Tensor) -> Tensor:
         kernels_Cn = weight.flatten(1)
-        # torch.var_mean alone would take four times as long.
-        unit_Cn = kernels_Cn - kernels_Cn.mean(1, keepdim=True)
-        scale_C1 = GAIN / (torch.linalg.vector_norm(unit_Cn, dim=1, keepdim=True) + TINY)
+        mean_C1 = kernels_Cn.mean(1, keepdim=True)
+        unit_Cn = kernels_Cn - mean_C1  # torch.var_mean alone would take four times as long as all of this
+        norm_C1 = torch.linalg.vector_norm(unit_Cn, dim=1, keepdim=True)
+        noise_C1 = ROUNDING * torch.hypot(norm_C1, mean_C1 * kernels_Cn.shape[1] ** 0.5)
+        scale_C1 = torch.where(norm_C1 > noise_C1, GAIN / norm_C1, 0.0)
         unit_Cn.mul_(scale_C1)
         ctx.save_for_backward(unit_Cn, scale_C1)
         return unit_Cn.view_as(weight)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, slope: Tensor) -> Tensor:
         unit_Cn, scale_C1 = ctx.saved_tensors
         slope_Cn = slope.flatten(1)

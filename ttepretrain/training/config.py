@@ -15,7 +15,8 @@ class TrainConfig:
     epochs: int = 20
     max_steps: int | None = None  # stop early after this many steps; None: epochs decide
     batch_size: int = 8  # studies of one optimizer step over all processes
-    lr: float = 0.01  # encoder, peak: a kernel with n inputs takes lr / n, so a step moves its output by about lr
+    # encoder, peak: a kernel of n inputs takes lr / n (standardised: lr / sqrt n): a step moves its output by about lr
+    lr: float = 0.01
     head_lr: float = 0.02  # head, likewise
     warmup_fraction: float = 0.05  # of all steps, linear; then a cosine to 1 % of the peak
     head_fit_studies: int = 1024  # train studies whose untrained features the head is fitted to before step 1; 0: none

@@ -37,7 +37,7 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict]:
     Adam moves every weight by about its rate, so the output of a layer with n inputs moves by about n times that. A
     matrix or kernel therefore takes rate / n (maximal update parametrisation, arXiv 2203.03466). With one rate for all,
     the widest layers drown the differences between studies in a common shift within 40 steps (docs/training.md).
-    A standardised kernel cannot do that and has a fixed norm: rate / sqrt(n) turns it by at most about the rate.
+    A standardised kernel cannot do that; rate / sqrt(n) moves it, of norm 1 to 4 at the start, by at most the rate.
     Decay is on matrices and kernels alone.
     """
     standardised = {id(module.weight) for module in model.modules() if isinstance(module, StandardisedConv3d)}

@@ -70,3 +70,15 @@ def test_standardised_kernels_do_not_see_a_level_that_all_inputs_share():
     standardise_kernels(network)
     x = torch.randn(2, 4, 5, 5, 5)
     torch.testing.assert_close(network[1](x + 30), network[1](x), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("level", [0.0, 0.1, 0.037, 1.0])
+def test_a_kernel_of_equal_weights_becomes_zero_and_gets_no_gradient(level):
+    """Rounding leaves differences between equal weights; scaled up they would be noise of full size."""
+    network = nn.Sequential(nn.Conv3d(1, 3, 1), nn.Conv3d(3, 2, 3, bias=False))
+    standardise_kernels(network)
+    nn.init.constant_(network[1].weight, level)
+    found = network[1](torch.randn(1, 3, 4, 4, 4))
+    assert (found == 0).all()
+    (slope,) = torch.autograd.grad(found.sum(), network[1].weight)
+    assert (slope == 0).all()
