@@ -70,8 +70,8 @@ def _prepare(
     from ttepretrain.volume.preprocess import preprocess_ct  # torch: only where something is to be done
 
     volume = _patiently(preprocess_ct, path, spec, wanted)
-    mistrusted = trust_mtime and _patiently(source_hash, path) != content
-    if mistrusted or _patiently(source_state, path) != state:
+    doubtful = trust_mtime or _patiently(source_state, path) != state
+    if doubtful and _patiently(source_hash, path) != content:
         raise BadStudy(Reason.UNREADABLE, "the files changed while they were read")
     record = VolumeRecord(
         shape=list(volume.hu_DHW.shape),

@@ -235,6 +235,54 @@ def test_a_full_disk_ends_the_run_rather_than_the_study(root, cache, monkeypatch
     assert not list(cache.iterdir())
 
 
+CHANGED = Quarantined("s", "volumes", "UNREADABLE", "the files changed while they were read")
+
+
+def flip(file: Path) -> None:
+    """Change a byte of the last voxel; size and date stay."""
+    stat, data = file.stat(), bytearray(file.read_bytes())
+    data[-2] ^= 1
+    file.write_bytes(data)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def test_a_stamp_that_was_stale_before_is_not_believed(root, cache):
+    """The voxels would lie in the cache under the name of other bytes."""
+    first = prepare_study(("s", "b"), root, cache, SPEC, trust_mtime=True)
+    (cache / f"{first.content_key}.b2nd").unlink()
+    flip(sorted((root / "b").iterdir())[5])
+    assert prepare_study(("s", "b"), root, cache, SPEC, trust_mtime=True) == CHANGED
+    assert not list(cache.glob("*.b2nd"))
+    sound = prepare_study(("s", "b"), root, cache, SPEC)
+    assert sound.content_key != first.content_key
+
+
+TOUCHES = {
+    "hard link": lambda file: os.link(file, file.parent.parent.parent / "backup"),
+    "mode": lambda file: file.chmod(0o640),
+    "date": os.utime,
+    "a copy in its place": lambda file: shutil.copy(file, file.parent.parent / "new").replace(file),
+}
+
+
+@pytest.mark.parametrize("touch", TOUCHES.values(), ids=TOUCHES)
+@pytest.mark.parametrize("trust_mtime", [False, True])
+def test_a_file_whose_bytes_stay_may_be_touched_while_it_is_read(root, cache, monkeypatch, touch, trust_mtime):
+    file = sorted((root / "b").iterdir())[5]
+    states = []
+
+    def read_then_touched(*arguments):
+        volume = preprocess_ct(*arguments)
+        states.append(prepare.source_state(root / "b"))
+        touch(file)
+        states.append(prepare.source_state(root / "b"))
+        return volume
+
+    monkeypatch.setattr(preprocess, "preprocess_ct", read_then_touched)
+    assert isinstance(prepare_study(("s", "b"), root, cache, SPEC, trust_mtime), PreparedVolume)
+    assert states[0] != states[1]
+
+
 @pytest.mark.parametrize("trust_mtime", [False, True])
 def test_a_file_that_changes_while_it_is_read_is_refused(root, cache, monkeypatch, trust_mtime):
     """Even when its size and its date are as before."""
@@ -248,5 +296,5 @@ def test_a_file_that_changes_while_it_is_read_is_refused(root, cache, monkeypatc
 
     monkeypatch.setattr(preprocess, "preprocess_ct", read_then_changed)
     result = prepare_study(("s", "a.nii.gz"), root, cache, SPEC, trust_mtime)
-    assert result == Quarantined("s", "volumes", "UNREADABLE", "the files changed while they were read")
+    assert result == CHANGED
     assert not list(cache.glob("*.b2nd"))

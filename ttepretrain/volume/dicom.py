@@ -89,7 +89,7 @@ def _find_pictures(path: Path) -> tuple[list[Picture], Skipped]:
 def _choose(
     found: list[Picture], skipped: Skipped, path: Path, reading: Reading, wanted: Wanted
 ) -> tuple[list[Picture], tuple[Flag, ...]]:
-    """Pictures of one phase of the series of the file `path`, or of the folder's best one."""
+    """Pictures of one phase of the series: that of the file `path`, or of the folder's best series."""
     damaged = [reason for reason in skipped.values() if reason in DAMAGED]
     if damaged and path.is_dir():
         raise BadStudy(damaged[0], "a damaged DICOM file among the slices; nothing says that it is not one of them")
@@ -107,7 +107,7 @@ def _choose(
     values = {uid: [picture.values for picture in members] for uid, members in series.items()}
     uid, flags = choose_series(values, reading, wanted)
     check_identity(values[uid], wanted)
-    members, phase_flags = one_phase(series[uid], reading.phase)
+    members, phase_flags = one_phase(series[uid], reading.phase, path)
     return members, flags + phase_flags
 
 

@@ -44,7 +44,10 @@ def source_hash(path: Path) -> str:
 
 
 def source_state(path: Path) -> list[tuple]:
-    """What the file system says of all source files; a write to one of them changes it, whatever its date says."""
+    """What the file system says of all source files; a write to one of them changes it, whatever its date says.
+
+    So do a hard link, a chmod or a backup, and on some network file systems nothing at all: compare hashes then.
+    """
     with declared_os_errors():
         stats = [(file, file.stat()) for file in source_files(path)]
     return [(file, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for file, stat in stats]

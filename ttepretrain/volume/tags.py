@@ -22,7 +22,7 @@ TAGS = """
     HighBit PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit RescaleSlope RescaleIntercept RescaleType
     PixelSpacing ImageOrientationPatient ImagePositionPatient GantryDetectorTilt LossyImageCompression
     TemporalPositionIndex TemporalPositionIdentifier AcquisitionNumber AcquisitionTime ContentTime
-    Manufacturer ConvolutionKernel KVP ContrastBolusAgent SliceThickness
+    AcquisitionDate ContentDate Manufacturer ConvolutionKernel KVP ContrastBolusAgent SliceThickness
     SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence
 """.split()  # noqa: SIM905  a table of names reads better than a list of strings
 VENDORS = "canon fujifilm ge hitachi neusoft philips samsung siemens toshiba uih".split()  # noqa: SIM905
@@ -85,7 +85,8 @@ def numbers(values: Values, keyword: str, count: int, reason: Reason) -> list[fl
 
 
 def text(values: Values, keyword: str) -> str:
-    return str(values.get(keyword) or "").strip()
+    value = values.get(keyword)
+    return str(value).strip() if value or value == 0 else ""
 
 
 def texts(values: Values, keyword: str) -> list[str]:
