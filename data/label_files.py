@@ -40,7 +40,8 @@ def write_label_files(folder: Path, result: LabelResult, phenotypes: pl.DataFram
         write_atomic(folder / "tasks.csv", task_csv(result.tasks))
         write_parquet(phenotypes.sort("study_id", maintain_order=True), folder / "phenotypes.parquet")
         names = [*ALWAYS, *write_meds_labels(folder, phenotypes, studies)]
-        picture = draw_tasks(result.tasks, train_event_days(result.labels, result.tasks.recurrence))
+        days = train_event_days(result.labels, result.tasks.recurrence)
+        picture = draw_tasks(result.tasks, days, frozen="frozen" in result.counts["tasks"])
         (folder / PICTURE).unlink(missing_ok=True)
         if picture is not None:
             write_atomic(folder / PICTURE, picture)

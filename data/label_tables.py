@@ -78,10 +78,22 @@ def _refuse_contradictions(rows: pl.DataFrame) -> None:
     wrong = answers.filter((pl.col("happened_by") <= pl.col("not_by")) | (pl.col("happened_by") < pl.col("not_before")))
     if len(wrong):
         names = ", ".join(wrong["phenotype"].unique().sort())
+        first = wrong.select("phenotype", "study_id").sort("phenotype", "study_id").head(1)
         raise ConfigError(
-            f"ehr.label_tables: {len(wrong)} studies of {names} have answers that contradict each other, such as false "
-            "at 30 days beside an event on day 10; correct the tables"
+            f"ehr.label_tables: {len(wrong)} studies of {names} have answers that contradict each other, one of "
+            f"{first['phenotype'][0]}: {_in_words(rows.join(first, on=['phenotype', 'study_id']))}; correct the tables"
         )
+
+
+def _in_words(answers: pl.DataFrame) -> str:
+    """The answers of one study and phenotype, without its name; unknown ones are left out."""
+    rows = answers.sort("horizon_days", nulls_last=True).select("label", "horizon_days", "event", "time_days").rows()
+    return ", ".join(
+        f"{'true' if label else 'false'} at {horizon:g} days" if time is None
+        else f"{'an' if event else 'no'} event {'on' if event else 'until'} day {time:g}"
+        for label, horizon, event, time in rows
+        if label is not None or time is not None
+    )  # fmt: skip
 
 
 def with_label_tables(
@@ -114,7 +126,11 @@ def _read(path: Path) -> pl.DataFrame:
     table = read_table(path, "ehr.label_tables")
     survival, binary = {"event", "time_days"} <= set(table.columns), "label" in table.columns
     missing = [name for name in COMMON if name not in table.columns]
-    if missing or survival == binary:
+    if survival and binary:
+        raise ConfigError(
+            f"{key}: it has label, and event and time_days too: not both in one file; split it into two tables"
+        )
+    if missing or not (survival or binary):
         raise ConfigError(
             f"{key}: columns {', '.join(COMMON)} are needed, and either label (with horizon_days) or event and "
             f"time_days; the table has {', '.join(table.columns)}"
@@ -174,9 +190,12 @@ def _truth(table: pl.DataFrame, name: str, key: str) -> pl.Series:
         return column
     text = column.cast(pl.String).str.strip_chars().str.to_lowercase()
     truth = text.replace_strict(TRUTH, default=None, return_dtype=pl.Boolean)
-    wrong = (text.is_not_null() & truth.is_null() & ~text.is_in(UNKNOWN)).sum()
-    if wrong:
-        raise ConfigError(f"{key}: column {name}: {wrong} values are none of true, false, 1, 0, censored or empty")
+    wrong = column.cast(pl.String).filter(text.is_not_null() & truth.is_null() & ~text.is_in(UNKNOWN))
+    if len(wrong):
+        raise ConfigError(
+            f"{key}: column {name}: {len(wrong)} values are none of true, false, 1, 0, censored or empty, such as "
+            f"{wrong[0][:20]!r}"
+        )
     return truth
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
 from io import BytesIO
 
 import numpy as np
 
 from ttepretrain.tasks import TaskSet
 
+EDGES_WIDTH = 48  # letters in a line; longer ones leave the panel
 INK, FAINT, BLUE = "#1d2530", "#c9ced6", "#0b5fa5"
 STYLE = {
     "font.family": "DejaVu Sans",
@@ -24,8 +26,11 @@ STYLE = {
 }
 
 
-def draw_tasks(tasks: TaskSet, event_days: np.ndarray) -> bytes | None:
-    """PNG of three panels; None without matplotlib. event_days: of the train studies' risk sets, all tasks together."""
+def draw_tasks(tasks: TaskSet, event_days: np.ndarray, frozen: bool = False) -> bytes | None:
+    """PNG of three panels; None without matplotlib. event_days: of the train studies' risk sets, all tasks together.
+
+    frozen: the tasks were fitted on another cohort; the first two panels, which are of it, say so.
+    """
     try:
         import matplotlib as mpl
         from matplotlib.figure import Figure
@@ -34,15 +39,16 @@ def draw_tasks(tasks: TaskSet, event_days: np.ndarray) -> bytes | None:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(16, 5), layout="constrained")
         ranking, counts, times = figure.subplots(1, 3)
-        _draw_ranking(figure, ranking, tasks)
-        _draw_counts(counts, tasks)
+        fitted = ", as fitted" if frozen else ""
+        _draw_ranking(figure, ranking, tasks, fitted)
+        _draw_counts(counts, tasks, fitted)
         _draw_times(times, tasks, event_days)
         content = BytesIO()
         figure.savefig(content, format="png", dpi=110)
     return content.getvalue()
 
 
-def _draw_ranking(figure, axes, tasks: TaskSet) -> None:
+def _draw_ranking(figure, axes, tasks: TaskSet, fitted: str) -> None:
     """Score over prevalence. Below the line nothing can lie: it is the score of a code without parents."""
     prevalence, score, events = (
         np.array([getattr(task, name) for task in tasks.tasks if task.score == task.score], float)  # death has none
@@ -58,11 +64,11 @@ def _draw_ranking(figure, axes, tasks: TaskSet) -> None:
         bar.ax.minorticks_off()
     axes.set(xscale="log", xlabel="prevalence in train subjects", ylabel="score (lowest is chosen first)")
     _plain_numbers(axes)
-    axes.set_title(f"{tasks.num_tasks:,} tasks: score and prevalence")
+    axes.set_title(f"{tasks.num_tasks:,} tasks: score and prevalence{fitted}")
     axes.legend(loc="upper center", frameon=False)
 
 
-def _draw_counts(axes, tasks: TaskSet) -> None:
+def _draw_counts(axes, tasks: TaskSet, fitted: str) -> None:
     events = np.array([task.events for task in tasks.tasks])
     # edges between whole numbers: small counts would leave gaps
     axes.hist(events, bins=np.unique(np.round(np.geomspace(events.min(), events.max() + 1, 31))) - 0.5, color=BLUE)
@@ -73,7 +79,7 @@ def _draw_counts(axes, tasks: TaskSet) -> None:
         axes.axvline(death, color="#d08700", linewidth=1.5, label=f"death {death:,}")
     axes.set(xscale="log", xlabel="train events in the risk set (studies)", ylabel="tasks")
     _plain_numbers(axes)
-    axes.set_title("Events per task")
+    axes.set_title(f"Events per task{fitted}")
     axes.set_ylim(top=axes.get_ylim()[1] * 1.12)
     axes.legend(facecolor="white", edgecolor="none", framealpha=1, loc="upper center", ncols=2)
 
@@ -88,7 +94,8 @@ def _draw_times(axes, tasks: TaskSet, event_days: np.ndarray) -> None:
         axes.set_xscale("log")
         _plain_numbers(axes)
     written = ", ".join(f"{edge:,.0f}" if edge >= 10 else f"{edge:.2g}" for edge in inner)
-    axes.set(xlabel=f"days from the scan\ninner bin edges: {written}", ylabel="train events, all tasks")
+    written = textwrap.fill(f"inner bin edges: {written}", EDGES_WIDTH)
+    axes.set(xlabel=f"days from the scan\n{written}", ylabel="train events, all tasks")
     axes.set_title(f"{len(event_days):,} event times, {tasks.num_bins} bins")
 
 

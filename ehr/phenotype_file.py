@@ -48,7 +48,7 @@ class Phenotype:
         )  # fmt: skip
         require(
             len(self.window_days) == 2 and self.window_days[0] <= self.window_days[1],
-            f"{key}.window_days", self.window_days, "must be [from, to]",
+            f"{key}.window_days", self.window_days, "must be [from, to] in days around the scan, from not after to",
         )  # fmt: skip
         # the scan's own admission is always history, so nobody in hospital would stay
         require(

@@ -45,8 +45,10 @@ def load_config(schema: type[Config], path: Path | None, overrides: Sequence[str
         try:
             merged = OmegaConf.merge(merged, layer)
         except OmegaConfBaseException as error:
-            key = getattr(error, "full_key", None) or "?"
-            raise ConfigError(f"{origin}: {key}: {str(error).splitlines()[0]}") from None
+            key, message = getattr(error, "full_key", None) or "?", str(error).splitlines()[0]
+            if "is not a ListConfig" in message:
+                message = f"a list is needed; write [{OmegaConf.select(layer, key)}]"
+            raise ConfigError(f"{origin}: {key}: {message}") from None
     missing = sorted(OmegaConf.missing_keys(merged))
     if missing:
         raise ConfigError(

@@ -48,6 +48,11 @@ def test_the_picture_is_a_png_and_the_same_twice():
     assert picture == draw_tasks(TASKS, days)
 
 
+def test_the_picture_of_a_frozen_set_says_that_it_was_fitted_elsewhere():
+    days = np.array([7.0, 30.0])
+    assert draw_tasks(TASKS, days, frozen=True) != draw_tasks(TASKS, days)
+
+
 @pytest.mark.parametrize("days", [np.array([]), np.array([7.0])])
 def test_few_tasks_and_few_events_are_drawn_too(days):
     death = dataclasses.replace(TASKS, tasks=TASKS.tasks[:1], bin_edges_days=(0.0, np.inf))

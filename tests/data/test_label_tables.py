@@ -69,7 +69,10 @@ def test_rows_equal_in_every_column_count_once_and_no_table_is_no_row(read):
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        ([BINARY + "a,edema,prognosis,maybe,30\n"], r"labels0\.csv: column label: 1 values are none of true, false"),
+        (
+            [BINARY + "a,edema,prognosis,maybe,30\n"],
+            r"labels0\.csv: column label: 1 values are none of true, false.* such as 'maybe'",
+        ),
         ([BINARY + "a,edema,prognosis,true,soon\n"], r"column horizon_days: 1 values are no finite number"),
         ([BINARY + "a,edema,prognosis,true,inf\n"], r"column horizon_days: 1 values are no finite number"),
         ([BINARY + "a,edema,prognosis,true,\n"], r"horizon_days must be positive for every prognosis"),
@@ -82,7 +85,7 @@ def test_rows_equal_in_every_column_count_once_and_no_table_is_no_row(read):
         ([BINARY + ",edema,prognosis,true,30\n"], r"column study_id is empty"),
         (["study_id,phenotype,label\na,edema,true\n"], r"columns study_id, phenotype, kind are needed"),
         (["study_id,phenotype,kind\na,edema,prognosis\n"], r"and either label \(with horizon_days\) or event"),
-        (["study_id,phenotype,kind,label,event,time_days\na,e,prognosis,true,true,3\n"], r"either label"),
+        (["study_id,phenotype,kind,label,event,time_days\na,e,prognosis,true,true,3\n"], r"not both in one file"),
         ([BINARY + "a,../edema,prognosis,true,30\n"], r"names a folder"),
         ([BINARY + "a,e,prognosis,true,30\na,e,prognosis,false,30\nb,e,prognosis,true,30\n"], r"2 rows disagree"),
         ([BINARY + "a,e,prognosis,true,30\n", BINARY + "a,e,prognosis,false,30\n"], r"2 rows disagree"),
@@ -116,6 +119,13 @@ def test_answers_that_cannot_all_be_true_are_refused(read, answers, survival, ag
     else:
         with pytest.raises(ConfigError, match="1 studies of edema have answers that contradict each other"):
             read(*texts)
+
+
+def test_a_contradiction_is_shown_by_its_own_horizons_and_times_without_the_study(read):
+    binary = BINARY + "s77,edema,prognosis,false,30\ns77,edema,prognosis,,365\ns78,edema,prognosis,true,30\n"
+    with pytest.raises(ConfigError, match=r"one of edema: false at 30 days, an event on day 12\.5; correct") as raised:
+        read(binary, SURVIVAL + "s77,edema,prognosis,true,12.5\n")
+    assert "s77" not in str(raised.value)
 
 
 def test_a_diagnosis_needs_no_labels_and_a_prognosis_does(read):

@@ -272,7 +272,7 @@ def test_what_is_written_once_per_stay_is_no_task(repository, name, written, exc
         ("phenotypes: {a: {codes: [X], after_stay: true, prevalent: exclude}}", "cannot go with after_stay"),
         ("phenotypes: {../a: {codes: [X]}}", "names a folder"),
         ("phenotypes: {a: {codes: [X], kind: diagnostic}}", "did you mean 'diagnosis'"),
-        ("phenotypes: {a: {codes: [X], window_days: [1, -1]}}", r"must be \[from, to\]"),
+        ("phenotypes: {a: {codes: [X], window_days: [1, -1]}}", r"must be \[from, to\] in days around the scan"),
         ("phenotype: {a: {codes: [X]}}", "one key `phenotypes`"),
         ("phenotypes: []", "mapping of names"),
     ],

@@ -45,6 +45,7 @@ def test_a_dumped_configuration_reads_back_equal(tmp_path):
         ("name=../elsewhere", r"name must be a folder name"),
         ("train.lr", r"arguments are key=value; got 'train\.lr'"),
         ("train=3", r"unknown key train"),
+        ("ehr.label_tables=x.csv", r"ehr\.label_tables: a list is needed; write \[x\.csv\]"),
     ],
 )
 def test_a_wrong_argument_is_refused_with_its_key(override, message):
