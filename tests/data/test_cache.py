@@ -1,5 +1,6 @@
 """A cached volume comes back exactly, or not at all."""
 
+import hashlib
 from dataclasses import replace
 
 import numpy as np
@@ -52,6 +53,21 @@ def test_any_flipped_byte_is_noticed(cached):
         path.write_bytes(damaged)
         with pytest.raises(IntegrityError, match=r"checksum; run jobs\.prepare"):
             read_volume(path, checksum)
+
+
+def test_a_flipped_bit_in_the_frame_is_as_good_as_absent_and_allocates_nothing(cached):
+    """Head and tail say how large the volume is, and of what type: a bit there asks for petabytes, or is no Python."""
+    path, checksum = cached
+    good = path.read_bytes()
+    intact = (record(HU), hashlib.sha256(good).hexdigest())
+    assert intact[1] == checksum
+    for position in (*range(200), *range(len(good) - 160, len(good))):
+        damaged = bytearray(good)
+        damaged[position] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        found = read_record(path)
+        # a bit that says nothing of the voxels leaves record and voxels as they were
+        assert found is None or (found[0] == intact[0] and found[1] != checksum)
 
 
 @pytest.mark.parametrize("keep", [0, 1, 100, -1])

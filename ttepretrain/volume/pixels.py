@@ -62,7 +62,7 @@ def read_stack(stack: Stack, pictures: Sequence[Picture]) -> tuple[np.ndarray, t
 def to_hu(stored_HW: np.ndarray, storage: Storage) -> np.ndarray:
     """HU of stored bit patterns, given as uint16: int16 where slope and intercept are whole, else float32."""
     spare = 16 - storage.bits if storage.clear else 0
-    values = stored_HW.astype(np.int16 if storage.signed else np.uint16, copy=False)
+    values = whole = stored_HW.astype(np.int16 if storage.signed else np.uint16, copy=False)
     if spare:
         values = values << spare
         values >>= spare
@@ -76,6 +76,8 @@ def to_hu(stored_HW: np.ndarray, storage: Storage) -> np.ndarray:
     if storage.padding is not None:
         low, high = storage.padding
         hu_HW[(values >= low) & (values <= high)] = AIR_HU
+        if spare and low == high:  # padding that needs more bits than are stored
+            hu_HW[whole == low] = AIR_HU
     return hu_HW
 
 
