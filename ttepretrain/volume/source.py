@@ -20,17 +20,36 @@ def is_nifti(path: Path) -> bool:
 
 
 def source_files(path: Path) -> list[Path]:
-    """The file itself for NIfTI; else every file of the DICOM folder, or of the folder a DICOM file lies in."""
+    """The file itself for NIfTI; else every file of the DICOM folder, or of the folder a DICOM file lies in.
+
+    Links are followed. One that leads nowhere is listed, so that reading fails: a slice is missing, not absent.
+    """
     if is_nifti(path) and not path.is_dir():
         return [path]
-    candidates = path.rglob("*") if path.is_dir() else path.parent.iterdir() if path.exists() else [path]
+    candidates = _below(path) if path.is_dir() else path.parent.iterdir() if path.exists() else [path]
     files = []
     for candidate in candidates:
-        if candidate.is_file() or candidate == path:
+        if candidate.is_file() or candidate == path or (candidate.is_symlink() and not candidate.exists()):
             files.append(candidate)
         if len(files) > MAX_FILES:
             raise BadStudy(Reason.TOO_LARGE, f"more than {MAX_FILES} files in one folder")
     return sorted(files)
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Everything in the folder and its folders, each of them once. Raises OSError for one that cannot be listed."""
+    seen = set()
+    for here, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
+        status = Path(here).stat()
+        if (status.st_dev, status.st_ino) in seen:  # a link back up
+            folders.clear()
+        else:
+            seen.add((status.st_dev, status.st_ino))
+            yield from (Path(here, name) for name in names)
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def source_hash(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import shutil
 import warnings
 
@@ -22,6 +23,7 @@ from ttepretrain.errors import BadStudy
 from ttepretrain.volume.checks import Flag, Reason
 from ttepretrain.volume.dicom import read_dicom
 from ttepretrain.volume.preprocess import preprocess_ct, read_ct
+from ttepretrain.volume.source import source_hash
 from ttepretrain.volume.spec import LUNG, VolumeSpec
 
 
@@ -491,3 +493,43 @@ def test_an_mr_series_is_no_ct(folder, chest, write_series):
 
     write_series(folder, *chest, edit=mr, syntax=ImplicitVRLittleEndian)
     assert reason_of(folder) == Reason.NOT_CT
+
+
+def test_slices_behind_a_link_that_leads_nowhere_refuse_the_series(folder, chest, write_series):
+    """An archive whose files were not all fetched; nine slices of twelve would be a shorter scan without a word."""
+    write_series(folder, *chest)
+    for file in sorted(folder.iterdir())[-3:]:
+        file.unlink()
+        file.symlink_to(folder.parent / "not_fetched" / file.name)
+    for read in (read_ct, source_hash):
+        with pytest.raises(BadStudy, match="NOT_FOUND"):
+            read(folder)
+
+
+def test_slices_in_linked_folders_are_read_once(folder, chest, write_series, tmp_path):
+    """Four slices lie elsewhere; a link back to the series itself adds none."""
+    write_series(folder, *chest)
+    expected = read_ct(folder).hu_DHW
+    (tmp_path / "elsewhere").mkdir()
+    for file in sorted(folder.iterdir())[-4:]:
+        file.rename(tmp_path / "elsewhere" / file.name)
+    (folder / "more").symlink_to(tmp_path / "elsewhere")
+    (folder / "self").symlink_to(folder)
+    np.testing.assert_array_equal(read_ct(folder).hu_DHW, expected)
+
+
+def test_a_folder_that_cannot_be_listed_refuses_the_series(folder, chest, write_series, monkeypatch):
+    """Tests run as root, so the refusal of the operating system is put in its place."""
+    write_series(folder, *chest)
+    (folder / "closed").mkdir()
+    scandir = os.scandir
+
+    def refuse(path):
+        if os.fspath(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    for read in (read_ct, source_hash):
+        with pytest.raises(BadStudy, match="PERMISSION"):
+            read(folder)
