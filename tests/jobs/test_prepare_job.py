@@ -180,7 +180,7 @@ def test_frozen_tasks_and_label_tables_serve_another_run(undisturbed, hospital, 
     more = ["prepare.stages=[labels]", f"ehr.tasks={undisturbed}/tasks.json", f"ehr.label_tables=[{table}]"]
     code, output, prepared = run(tmp_path, hospital, *more)
     assert code == 0, output
-    for name in ("tasks.json", "tasks.csv", "tasks.png", "labels.parquet"):
+    for name in ("tasks.json", "tasks.csv", "labels.parquet"):
         assert (prepared / name).read_bytes() == (undisturbed / name).read_bytes(), name
     counts = json.loads((prepared / "summary.json").read_text())["labels"]
     assert counts["frozen_tasks_fitted_on"] == "same"
