@@ -11,7 +11,6 @@ import polars as pl
 from data.meds_labels import write_meds_labels
 from data.tables import write_parquet
 from data.task_figure import draw_tasks
-from ehr.bins import train_event_days
 from ttepretrain.files import replacing, write_atomic
 from ttepretrain.tasks import TaskSet
 
@@ -40,8 +39,7 @@ def write_label_files(folder: Path, result: LabelResult, phenotypes: pl.DataFram
         write_atomic(folder / "tasks.csv", task_csv(result.tasks))
         write_parquet(phenotypes.sort("study_id", maintain_order=True), folder / "phenotypes.parquet")
         names = [*ALWAYS, *write_meds_labels(folder, phenotypes, studies)]
-        days = train_event_days(result.labels, result.tasks.recurrence)
-        picture = draw_tasks(result.tasks, days, frozen="frozen" in result.counts["tasks"])
+        picture = draw_tasks(result.tasks, result.event_days, frozen="frozen" in result.counts["tasks"])
         (folder / PICTURE).unlink(missing_ok=True)
         if picture is not None:
             write_atomic(folder / PICTURE, picture)

@@ -8,11 +8,12 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import pyarrow.parquet as parquet
@@ -26,6 +27,9 @@ from ehr.config import EhrConfig
 from ehr.phenotype_file import read_phenotypes
 from ttepretrain.errors import ConfigError
 from ttepretrain.files import sha256_of
+
+if TYPE_CHECKING:  # it imports what only a run of the stage needs
+    from data.records import Records
 
 log = logging.getLogger(__name__)
 
@@ -69,21 +73,11 @@ def make_labels(
     reused = stamp is not None
     if not reused:
         from data.records import open_records
-        from ehr.build import build_labels
 
         records = open_records(folder, ehr, ontology, config, inputs, map_shards)
-        table = studies.select(STUDY_COLUMNS)
-        with _scratch(folder) as scratch:
-            result = build_labels(records.ehr, records.ontology, table, config, map_shards, fitted_on, scratch)
-        phenotypes, counts = with_label_tables(
-            result.phenotypes, given, table["study_id"], result.labels["study_id"], result.tasks.blackout_days
-        )
-        names = [*write_label_files(folder, result, phenotypes, table), *records.files]
-        untold = sorted(set(result.counts["phenotypes_without_rows"]) - set(given["phenotype"]))
-        counts = {"label_tables": counts} if config.label_tables else {}
-        counts |= result.counts | records.counts | {"phenotypes_without_rows": untold}
+        names, counts = _write_labels(folder, records, studies, given, config, fitted_on, map_shards)
         counts |= {"frozen_tasks_fitted_on": frozen} if frozen else {}
-        stamp = write_stamp(folder, STAMP, inputs, names, counts)
+        stamp = write_stamp(folder, STAMP, inputs, [*names, *records.files], counts)
     _warn_of_absent_codes(stamp["counts"])
     return LabelStage(
         folder,
@@ -95,16 +89,44 @@ def make_labels(
     )
 
 
+def _write_labels(
+    folder: Path,
+    records: Records,
+    studies: pl.DataFrame,
+    given: pl.DataFrame,
+    config: EhrConfig,
+    fitted_on: dict,
+    map_shards: MapShards,
+) -> tuple[list[str], dict]:
+    """Names of the label files, relative to the folder, and the counts of all passes. given: rows of label tables."""
+    from ehr.build import build_labels
+
+    table = studies.select(STUDY_COLUMNS)
+    with ThreadPoolExecutor(1) as beside:
+        with _scratch(folder, beside) as scratch:
+            result = build_labels(records.ehr, records.ontology, table, config, map_shards, fitted_on, scratch)
+        phenotypes, counts = with_label_tables(
+            result.phenotypes, given, table["study_id"], result.labels["study_id"], result.tasks.blackout_days
+        )
+        names = write_label_files(folder, result, phenotypes, table)
+    untold = sorted(set(result.counts["phenotypes_without_rows"]) - set(given["phenotype"]))
+    counts = {"label_tables": counts} if config.label_tables else {}
+    return names, counts | result.counts | records.counts | {"phenotypes_without_rows": untold}
+
+
 @contextmanager
-def _scratch(folder: Path) -> Iterator[Path]:
-    """An empty folder that all workers see, gone after the block; one that a kill left goes first."""
+def _scratch(folder: Path, beside: Executor) -> Iterator[Path]:
+    """An empty folder that all workers see; one that a kill left goes first.
+
+    It is removed by `beside` after the block, which takes seconds: it holds gigabytes.
+    """
     scratch = folder.absolute() / SCRATCH
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     try:
         yield scratch
     finally:
-        shutil.rmtree(scratch)
+        beside.submit(shutil.rmtree, scratch, ignore_errors=True)
 
 
 def _given_labels(config: EhrConfig) -> pl.DataFrame:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from io import BytesIO
 from pathlib import Path
 
 import polars as pl
 import pyarrow.parquet as parquet
 
-from ttepretrain.files import write_atomic
+from ttepretrain.files import replacing
 
 
 def write_parquet(frame: pl.DataFrame, path: Path, mode: int = 0o644) -> None:
-    """Equal frames give equal bytes. In memory first: a full disk leaves no partial file."""
-    buffer = BytesIO()
+    """Equal frames give equal bytes."""
     # store_schema=False: dictionaries (categorical codes) save memory here, readers see the strings they stand for.
     table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
-    parquet.write_table(table, buffer, compression="zstd", store_schema=False, **_encoding(frame.schema))
-    write_atomic(path, buffer.getvalue(), mode)
+    with replacing(path, mode) as sibling:
+        sibling.touch(mode)
+        parquet.write_table(table, sibling, compression="zstd", store_schema=False, **_encoding(frame.schema))
 
 
 def _encoding(schema: pl.Schema) -> dict:

@@ -90,7 +90,9 @@ def _draw_times(axes, tasks: TaskSet, event_days: np.ndarray) -> None:
     for edge in inner:
         axes.axvline(edge, color=INK, linewidth=1, linestyle="--")
     if len(event_days):
-        axes.hist(event_days, bins=np.geomspace(event_days.min(), event_days.max() * 1.001, 61), color=BLUE, alpha=0.75)
+        # bins of equal width, of the logarithm: numpy sorts for others, ten times as long
+        count, edges = np.histogram(np.log(event_days), bins=60)
+        axes.stairs(count, np.exp(edges), fill=True, color=BLUE, alpha=0.75)
         axes.set_xscale("log")
         _plain_numbers(axes)
     written = ", ".join(f"{edge:,.0f}" if edge >= 10 else f"{edge:.2g}" for edge in inner)

@@ -14,20 +14,22 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import polars as pl
 
 from ehr.bins import bin_edges, train_event_days
+from ehr.cells import Closure
 from ehr.choice import all_patient_bits, excluded_codes, train_candidates
 from ehr.codes import CodeIndex, index_codes
 from ehr.config import EhrConfig
 from ehr.followup import fixed_end_us, outside, read_periods, with_period_end
 from ehr.frozen import frozen_choice, frozen_tasks
-from ehr.grid import Closure
 from ehr.labels import ShardCounts, count_shard, label_shard
 from ehr.ontology import Ontology, read_ontology
 from ehr.phenotype_file import Phenotype, read_phenotypes, under
 from ehr.phenotypes import match_codes, phenotype_rows, rule_table
 from ehr.schema import ADMISSION, BIRTH, COVARIATES, DAY_US, DEATH, DISCHARGE, LABELS, PHENOTYPES, SEX
+from ehr.scratch import read_rows
 from ehr.shard import Rules
 from ehr.sources.meds import MedsSource
 from ehr.survey import Survey, file_groups, plan_shards, survey_files, surveyed
@@ -45,6 +47,7 @@ class LabelResult:
     labels: pl.DataFrame  # schema.LABELS, in the order of the studies
     covariates: pl.DataFrame  # schema.COVARIATES, the same rows
     phenotypes: pl.DataFrame  # schema.PHENOTYPES
+    event_days: np.ndarray  # T of every event in the train rows' risk sets, all tasks together
     counts: dict  # cohort flow and what was dropped, for summary.json
 
 
@@ -61,7 +64,7 @@ def build_labels(
 
     studies: study_id, subject_id, study_time (us), date_only (bool), split. map_shards(function, items) -> results in
     item order; functions and items are picklable. fitted_on goes into the TaskSet as it is. scratch: an empty folder
-    that all workers see, for 9 to 22 bytes per event (None: a temporary one of this machine).
+    that all workers see, for 9 to 25 bytes per event (None: a temporary one of this machine).
     Raises ConfigError, IntegrityError or BadDataError (nothing left to label).
     """
     source = MedsSource(Path(ehr_folder), config.timezone, config.date_only)
@@ -84,15 +87,17 @@ def build_labels(
             chosen, task_counts = choose_tasks(candidates, excluded, rules.death, config, bits)
         else:
             chosen, task_counts = frozen_choice(frozen, index, excluded)
-        parts = map_shards(partial(label_shard, rules=rules, tasks=chosen["code"].to_numpy()), shards)
-
-    labels, covariates, outcome = _assembled(counted, parts, index, studies)
+        map_shards(partial(label_shard, rules=rules, tasks=chosen["code"].to_numpy()), shards)
+        parts = [read_rows(Path(folder), shard.number) for shard in shards]
+        labels, covariates, outcome = _assembled(counted, parts, index, studies)
     _refuse_nothing(labels, chosen, task_counts)
+    event_days = train_event_days(labels, config.recurrence)
     return LabelResult(
-        frozen if frozen is not None else _task_set(chosen, labels, index, config, fitted_on),
+        frozen if frozen is not None else _task_set(chosen, event_days, index, config, fitted_on),
         labels,
         covariates,
         phenotype_rows(outcome, told).select(pl.col(name).cast(dtype) for name, dtype in PHENOTYPES.items()),
+        event_days,
         {
             "studies": _flow(studies, survey.subjects, labels) | {"subjects_without_study": len(survey.others)},
             "events": _event_counts(survey, counted),
@@ -210,7 +215,7 @@ def _assembled(
 
 
 def _task_set(
-    chosen: pl.DataFrame, labels: pl.DataFrame, index: CodeIndex, config: EhrConfig, fitted_on: dict
+    chosen: pl.DataFrame, event_days: np.ndarray, index: CodeIndex, config: EhrConfig, fitted_on: dict
 ) -> TaskSet:
     named = chosen.join(index.names, on="code", how="left", maintain_order="left")
     named = named.join(index.candidates, on="code", how="left", maintain_order="left")
@@ -221,7 +226,7 @@ def _task_set(
     )  # fmt: skip
     return TaskSet(
         tasks=tuple(Task(**row) for row in table.iter_rows(named=True)),
-        bin_edges_days=bin_edges(train_event_days(labels, config.recurrence), config.num_bins),
+        bin_edges_days=bin_edges(event_days, config.num_bins),
         blackout_days=config.blackout_days,
         recurrence=config.recurrence,
         death_task=death,

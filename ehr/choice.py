@@ -39,11 +39,11 @@ def train_candidates(
     found: subject_id of those that the EHR holds; the train ones among them are the whole of the prevalence.
     """
     train_subjects = studies.filter("train").join(found, on="subject_id", how="semi")["subject_id"].n_unique()
-    subjects, events, patients = (sum(getattr(c, name) for c in counted) for name in ("subjects", "events", "patients"))
+    subjects, events, patients, lost_us = (sum(columns) for columns in zip(*(part.of_codes for part in counted)))
     prevalence = subjects / max(train_subjects, 1)
     above = (index.parents[name].to_numpy() for name in ("code", "parent"))
     score = entropy_score(prevalence, parent_prevalence(prevalence, *above))
-    at_risk = (sum(c.followed_us for c in counted) - sum(c.lost_us for c in counted)) / DAY_US
+    at_risk = (sum(part.followed_us for part in counted) - lost_us) / DAY_US
     columns = {"prevalence": prevalence, "score": score, "events": events, "patients": patients}
     every = pl.DataFrame(columns | {"days_at_risk": at_risk})
     return every.with_row_index("code").join(index.candidates, on="code", how="semi", maintain_order="left")

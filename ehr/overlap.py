@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ehr.cells import HISTORY, TIMED
 from ehr.scratch import read_stash
 from ehr.shard import Rules, Shard
 
@@ -20,16 +21,16 @@ def patient_bits(shard: Shard, rules: Rules, tasks: np.ndarray) -> np.ndarray:
 
     tasks: code of every task. `count_shard` has been here before.
     """
-    stash, studies = read_stash(rules.scratch, shard.number), shard.studies
+    cells, studies = read_stash(rules.scratch, shard.number), shard.studies
     subject = (studies["subject_id"].rank("dense") - 1).to_numpy()
     task_of = np.full(len(rules.names), -1)
     task_of[tasks] = np.arange(len(tasks))
-    row = stash.row
-    hit = ~np.isnan(stash.days) & studies["train"].to_numpy()[row] & (task_of[stash.code] >= 0)
+    row = np.repeat(np.arange(len(studies)), cells.count)
+    hit = (cells.state & TIMED > 0) & studies["train"].to_numpy()[row] & (task_of[cells.code] >= 0)
     if rules.incident:
-        hit &= ~stash.history
+        hit &= cells.state & HISTORY == 0
     bits = np.zeros((len(tasks), studies["subject_id"].n_unique()), bool)
-    bits[task_of[stash.code[hit]], subject[row[hit]]] = True
+    bits[task_of[cells.code[hit]], subject[row[hit]]] = True
     return np.packbits(bits, axis=1)
 
 

@@ -1,8 +1,7 @@
-"""One shard read: its subjects' timelines, and what each study knows of each code, block by block."""
+"""One shard read: its subjects' timelines, and the rules that their studies are labelled by."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,12 +9,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from ehr.grid import SEEN, Cells, Closure, slices
-from ehr.scratch import read_spool
-from ehr.timeline import NEVER, intervals, last_moment, side_of_scan
-
-MAX_CELLS = 1 << 18  # entries of a block's table: 2 MB of int64, which the cache keeps; 2^20 took 1.5 times as long
-MAX_PAIRS = 1 << 17  # events x studies of a block; a single study may exceed both
+from ehr.cells import Closure, Events
+from ehr.scratch import read_spool, slices
+from ehr.timeline import NEVER, intervals
 
 
 @dataclass(frozen=True)
@@ -76,10 +72,9 @@ class Timelines:
         """[M + 1], the first event of each moment, and the end."""
         return np.append(0, np.cumsum(self.size))
 
-    @cached_property
-    def num_events(self) -> np.ndarray:
-        """[S]"""
-        return np.diff(self.first[self.begin])
+    @property
+    def arrays(self) -> Events:
+        return Events(self.begin, self.start, self.end, self.first, self.code)
 
     @cached_property
     def last(self) -> np.ndarray:
@@ -128,33 +123,3 @@ def timelines(shard: Shard, rules: Rules) -> tuple[Timelines, pl.DataFrame]:
 def runs(values: np.ndarray) -> np.ndarray:
     """Where a run of equal values begins."""
     return np.flatnonzero(np.concatenate([np.ones(min(1, len(values)), bool), values[1:] != values[:-1]]))
-
-
-def blocks(events: Timelines, studies: pl.DataFrame, num_codes: int) -> Iterator[tuple[int, int]]:
-    """Studies begin..end (in their order) that fit into one table, and whose events x studies fit into memory."""
-    pairs = np.cumsum(events.num_events[studies["subject"].to_numpy()])
-    most, begin = max(1, MAX_CELLS // num_codes), 0
-    while begin < len(pairs):
-        before = pairs[begin - 1] if begin else 0
-        fitting = int(np.searchsorted(pairs, before + MAX_PAIRS, side="right"))
-        end = min(max(fitting, begin + 1), begin + most, len(pairs))
-        yield begin, end
-        begin = end
-
-
-def study_cells(events: Timelines, studies: pl.DataFrame, blackout_us: int, num_codes: int) -> Cells:
-    """What each of the studies (with follow-up and visit) knows of each code."""
-    subject = studies["subject"].to_numpy()
-    begin, count = events.begin[subject], events.count[subject]
-    moment, row = slices(begin, count), np.repeat(np.arange(len(studies)), count)
-    start, end = events.start[moment], events.end[moment]
-
-    def of_study(name: str) -> np.ndarray:
-        return np.repeat(studies[name].to_numpy(), count)
-
-    side = side_of_scan(start, end, of_study("index"), of_study("index_last"), blackout_us)
-    first = np.where(side.after & (start <= of_study("risk_last")), start, NEVER)
-    level = np.uint8(SEEN) + (~side.after).view(np.uint8) + side.feature.view(np.uint8)  # what is a feature is history
-    visit = (start <= of_study("visit_last")) & (last_moment(start, end) >= of_study("visit_start"))
-    code = events.code.take(slices(events.first[begin], events.num_events[subject]))
-    return Cells.of((row, first, level, visit), events.size[moment], code, len(studies), num_codes)

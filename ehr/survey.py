@@ -113,31 +113,33 @@ def _joined(arrays: list[np.ndarray]) -> np.ndarray:
 
 def _unsorted(looks: list[_Look]) -> bool:
     """Whether a file is not in the order that MEDS asks for: each subject's rows together, by time."""
-    subject = _joined([look.subject for look in looks])
-    subject = subject[runs(subject)]  # one that goes on in the next batch is met once
+    subject = _first_of_runs(
+        _joined([look.subject for look in looks])
+    )  # one that goes on in the next batch is met once
     return any(look.backwards for look in looks) or len(np.unique(subject)) < len(subject)
 
 
 def _look(batch: Batch, ids: np.ndarray, kinds: np.ndarray, spool: SpoolWriter) -> _Look:
-    met = batch.subject_id[runs(batch.subject_id)]
-    change = _changes(batch)
-    backwards, repeated = _disorder(batch, change)
+    from ehr.moments import find_moments, kinds_of_codes  # a worker's: the driver does without half a second of imports
+
+    death = batch.codes.index_of(DEATH)
+    death = -1 if death is None else death
+    moment, backwards, repeated = find_moments(batch.subject_id, batch.time, batch.code, death)
+    met = _first_of_runs(batch.subject_id[moment])
     if len(np.unique(met)) < len(met):  # else every run would be a row of the table of places
         batch = batch.by_subject()
-        change = _changes(batch)
-    moment = np.flatnonzero(_with_deaths_alone(change, batch))
+        moment, _, _ = find_moments(batch.subject_id, batch.time, batch.code, death)
     first = runs(batch.subject_id[moment])  # each subject's first moment
     subject = batch.subject_id[moment[first]]
     place = np.minimum(np.searchsorted(ids, subject), len(ids) - 1)
     kind = np.where(ids[place] == subject, kinds[place], UNKNOWN).astype(np.uint8)
     moments, rows = np.diff(first, append=len(moment)), np.diff(moment[first], append=len(batch.code))
-    event_kind, has = np.repeat(kind, rows), np.zeros(len(batch.codes), np.uint8)
-    np.maximum.at(has, batch.code, event_kind)
+    has = kinds_of_codes(batch.code, kind, rows, len(batch.codes))
     time, size, code, known = batch.time[moment], np.diff(moment, append=len(batch.code)), batch.code, kind != UNKNOWN
     latest = int(time.max(initial=-NEVER, where=time != NEVER))
     if not known.all():
         its = np.repeat(known, moments)
-        time, size, code = time[its], size[its], code[event_kind != UNKNOWN]
+        time, size, code = time[its], size[its], code[np.repeat(known, rows)]
     moments, rows = moments[known], rows[known]
     first_moment, begin = spool.append(time, size, code, batch.codes)
     return _Look(
@@ -146,31 +148,8 @@ def _look(batch: Batch, ids: np.ndarray, kinds: np.ndarray, spool: SpoolWriter) 
     )  # fmt: skip
 
 
-def _changes(batch: Batch) -> np.ndarray:
-    """bool [E]: whether an event has another subject or another time than its predecessor."""
-    change = np.ones(len(batch.time), bool)
-    np.not_equal(batch.time[1:], batch.time[:-1], out=change[1:])
-    change[runs(batch.subject_id)] = True
-    return change
-
-
-def _with_deaths_alone(change: np.ndarray, batch: Batch) -> np.ndarray:
-    place = batch.codes.index_of(DEATH)
-    if place is not None:
-        death = batch.code == place
-        change |= death
-        change[1:] |= death[:-1]
-    return change
-
-
-def _disorder(batch: Batch, change: np.ndarray) -> tuple[bool, int]:
-    """Whether a row lies before its predecessor of the same subject, and how many rows are equal to theirs."""
-    moment = np.flatnonzero(change)
-    time, subject = batch.time[moment], batch.subject_id[moment]
-    time = np.where(time == NEVER, -NEVER, time)  # static events come first
-    backwards = (time[1:] < time[:-1]) & (subject[1:] == subject[:-1])
-    same = (batch.code[1:] == batch.code[:-1]) & ~change[1:]
-    return bool(backwards.any()), int(np.count_nonzero(same))
+def _first_of_runs(values: np.ndarray) -> np.ndarray:
+    return values[runs(values)]
 
 
 def surveyed(parts: list[Survey]) -> Survey:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -68,10 +68,13 @@ class TaskSet:
             "blackout_days": self.blackout_days,
             "recurrence": self.recurrence,
             "death_task": self.death_task,
-            "tasks": [{k: None if v != v else v for k, v in asdict(task).items()} for task in self.tasks],
+            "tasks": [],
             "fitted_on": self.fitted_on,
         }
-        path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
+        tasks = ({k: None if v != v else v for k, v in vars(task).items()} for task in self.tasks)
+        lines = ",\n  ".join(json.dumps(task, allow_nan=False) for task in tasks)
+        text = json.dumps(document, indent=1, allow_nan=False)
+        path.write_text(text.replace('"tasks": []', f'"tasks": [\n  {lines}\n ]', 1) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> TaskSet:

@@ -123,14 +123,17 @@ def test_how_subjects_are_grouped_into_shards_changes_nothing(tmp_path, meds, la
     assert meds.same(together, apart)
 
 
-def test_how_a_shard_is_cut_into_blocks_changes_nothing(tmp_path, meds, label, monkeypatch):
-    """Blocks of one subject; subjects with three scans stay whole."""
+def test_forty_scans_of_a_subject_equal_plain_loops(tmp_path, meds, label, same_as_oracle):
+    """What the studies know outgrows the room that their events make likely."""
     rows, studies, parents = meds.random(4)
-    folder = meds.write(tmp_path / "ehr", [rows], parents)
-    together = label(folder, studies)
-    for cells in (1, 300):
-        monkeypatch.setattr("ehr.shard.MAX_CELLS", cells)
-        assert meds.same(together, label(folder, studies))
+    scans = [
+        (s, t + k * DAY, split)
+        for s, t, split in studies["subject_id", "study_time", "split"].iter_rows()
+        for k in range(40)
+    ]
+    folder, scans = meds.write(tmp_path / "ehr", [rows], parents), meds.studies(scans)
+    config = {"min_events": 2, "min_patients": 2, "num_tasks": 9}
+    same_as_oracle(label(folder, scans, **config), folder, scans, meds.phenotypes, **config)
 
 
 def test_the_work_handed_out_survives_pickling(tmp_path, meds, label):

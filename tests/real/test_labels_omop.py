@@ -9,6 +9,7 @@ import zipfile
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 import yaml
@@ -117,7 +118,7 @@ def results_of(prepared: Path) -> LabelResult:
     labels, covariates, phenotypes = (
         pl.read_parquet(prepared / f"{name}.parquet") for name in ("labels", "covariates", "phenotypes")
     )
-    return LabelResult(TaskSet.load(prepared / "tasks.json"), labels, covariates, phenotypes, {})
+    return LabelResult(TaskSet.load(prepared / "tasks.json"), labels, covariates, phenotypes, np.empty(0), {})
 
 
 @pytest.mark.parametrize("recurrence", ["all", "incident"])

@@ -1,0 +1,47 @@
+"""Moments: successive events of one subject at one time. The loops over all rows of the files.
+
+A death is a moment of its own, as its time may be read otherwise.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ehr.compiled import compiled
+from ehr.timeline import NEVER
+
+
+@compiled
+def find_moments(subject: np.ndarray, time: np.ndarray, code: np.ndarray, death: int) -> tuple[np.ndarray, bool, int]:
+    """Place of the first event of each moment; whether a row lies before its predecessor of the same subject, static
+    events first; how many rows are equal to their predecessor.
+
+    time: int64 us, NEVER for static events. death: its code, or one that no event has.
+    """
+    begin, size = np.empty(len(code), np.int64), 0
+    backwards, repeated = False, 0
+    for event in range(len(code)):
+        before = max(event - 1, 0)
+        same = (event > 0) & (subject[event] == subject[before])
+        together = same & (time[event] == time[before])
+        earlier = (time[event] < time[before]) & (time[before] != NEVER) | (time[event] == NEVER)
+        backwards |= same & earlier & (time[event] != time[before])
+        alone = (code[event] == death) | (code[before] == death)
+        repeated += together & (code[event] == code[before])
+        begin[size] = event
+        size += not together or alone
+    return begin[:size].copy(), backwards, repeated
+
+
+@compiled
+def kinds_of_codes(code: np.ndarray, kind: np.ndarray, rows: np.ndarray, num_codes: int) -> np.ndarray:
+    """uint8 [num_codes], the highest kind among the subjects that have each code, 0 without one.
+
+    code: of the events. kind, rows: uint8 kind and number of events of each subject in turn.
+    """
+    highest, begin = np.zeros(num_codes, np.uint8), 0
+    for place in range(len(rows)):
+        for event in range(begin, begin + rows[place]):
+            highest[code[event]] = max(highest[code[event]], kind[place])
+        begin += rows[place]
+    return highest
