@@ -17,6 +17,9 @@ import polars as pl
 import pyarrow as pa
 
 from ehr.cells import Cells
+from ttepretrain.files import declared_full_disk
+
+SCRATCH_FILES = "the label stage's scratch files"  # in messages
 
 
 def _path(folder: Path, number: int, part: str) -> Path:
@@ -49,7 +52,7 @@ class SpoolWriter:
         every = pl.concat(self._names).to_arrow().dictionary_encode()
         names, place = (pl.Series("code", pl.from_arrow(part)) for part in (every.dictionary, every.indices))
         names.to_frame().write_ipc(_path(self._folder, self._number, "names"))
-        place.to_numpy().tofile(_path(self._folder, self._number, "place"))
+        _path(self._folder, self._number, "place").write_bytes(place.to_numpy().data)
         return names, place.to_numpy()
 
     def append(self, time: np.ndarray, size: np.ndarray, code: np.ndarray, names: pl.Series) -> tuple[int, int]:
@@ -61,7 +64,7 @@ class SpoolWriter:
         self._num_moments, self._num_events = self._num_moments + len(time), self._num_events + len(code)
         columns = time, size, code + np.int32(self._num_names)
         for file, column, dtype in zip(self._files, columns, _SPOOLED.values()):
-            column.astype(dtype, copy=False).tofile(file)
+            file.write(column.astype(dtype, copy=False).data)  # tofile would tell of a full disk without its number
         self._names.append(names)
         self._num_names += len(names)
         return first
@@ -99,8 +102,9 @@ def slices(begin: np.ndarray, count: np.ndarray) -> np.ndarray:
 
 
 def write_stash(folder: Path, number: int, cells: Cells) -> None:
-    for part, column in zip(_STASHED, cells):
-        column.tofile(_path(folder, number, part))
+    with declared_full_disk(folder, SCRATCH_FILES):
+        for part, column in zip(_STASHED, cells):
+            _path(folder, number, part).write_bytes(column.data)
 
 
 def read_stash(folder: Path, number: int) -> Cells:
@@ -108,7 +112,8 @@ def read_stash(folder: Path, number: int) -> Cells:
 
 
 def write_rows(folder: Path, number: int, rows: pl.DataFrame) -> None:
-    rows.write_ipc(_path(folder, number, "rows"))
+    with declared_full_disk(folder, SCRATCH_FILES):
+        rows.write_ipc(_path(folder, number, "rows"))
 
 
 def read_rows(folder: Path, number: int) -> pl.DataFrame:

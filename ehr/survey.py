@@ -13,10 +13,11 @@ import numpy as np
 import polars as pl
 
 from ehr.schema import DEATH
-from ehr.scratch import SpoolWriter
+from ehr.scratch import SCRATCH_FILES, SpoolWriter
 from ehr.shard import Shard, runs
 from ehr.sources.meds import Batch, MedsSource
 from ehr.timeline import NEVER
+from ttepretrain.files import declared_full_disk
 
 BYTES_TOGETHER = 4 << 20  # small files are surveyed together up to this size
 ROWS_PER_SHARD = 3_000_000  # about; 80 MB while a shard is labelled, more only for a single larger subject
@@ -70,7 +71,7 @@ def survey_files(files: list[tuple[int, str]], source: MedsSource, subjects: pl.
     ids, kinds = wanted["subject_id"].to_numpy(), WANTED + wanted["train"].cast(pl.UInt8).to_numpy()
     counts, looks, file_of, unsorted = dict.fromkeys(_COUNTS, 0), [], [], 0
     placeholders, number = [pl.Series("code", [], pl.String)], files[0][0]
-    with SpoolWriter(scratch, number) as spool:
+    with declared_full_disk(scratch, SCRATCH_FILES), SpoolWriter(scratch, number) as spool:
         for file, name in files:
             before = len(looks)
             for batch in source.batches(name):

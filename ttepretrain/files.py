@@ -16,6 +16,7 @@ from pathlib import Path
 from ttepretrain.errors import ResourceError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_IN_WORDS = tuple(f"(os error {number})" for number in DISK_FULL)
 TEMPORARY = ".*.tmp"  # glob of the siblings that a kill leaves behind
 _calls: Counter[str] = Counter()
 
@@ -28,18 +29,27 @@ def replacing(path: Path, mode: int = 0o644) -> Iterator[Path]:
     """
     sibling = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield sibling
-        sibling.chmod(mode)
-        sync(sibling)
-        sibling.replace(path)
-    except OSError as error:
-        if error.errno not in DISK_FULL:
-            raise
-        free = shutil.disk_usage(path.parent).free
-        raise ResourceError(f"disk full ({free >> 20} MiB free) while writing {path.name}; free some space") from None
+        with declared_full_disk(path.parent, path.name):
+            yield sibling
+            sibling.chmod(mode)
+            sync(sibling)
+            sibling.replace(path)
     finally:
         sibling.unlink(missing_ok=True)
     sync(path.parent)
+
+
+@contextmanager
+def declared_full_disk(folder: Path, what: str) -> Iterator[None]:
+    """ResourceError in place of any error that means a full disk. what: is written to the folder in the block."""
+    try:
+        yield
+    except Exception as error:
+        # polars tells the number in words alone
+        if getattr(error, "errno", None) not in DISK_FULL and not str(error).endswith(_FULL_IN_WORDS):
+            raise
+        free = shutil.disk_usage(folder).free
+        raise ResourceError(f"disk full ({free >> 20} MiB free) while writing {what}; free some space") from None
 
 
 def write_atomic(path: Path, content: bytes | memoryview | str, mode: int = 0o644) -> None:

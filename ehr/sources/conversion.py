@@ -26,10 +26,12 @@ from ehr.schema import ADMISSION, DAY_US, DISCHARGE, EVENTS, METADATA, PERIODS, 
 from ehr.sources.omop import ROWS, TABLES, Clock, rows_of
 from ehr.sources.tables import Tables, batches
 from ttepretrain.errors import BadDataError, ConfigError
+from ttepretrain.files import declared_full_disk
 
 MAX_SHARDS, MAX_KEY_PARTS = 160, 32  # a worker holds that many files open
 BYTES_PER_SHARD = {".parquet": 16 << 20, ".csv": 128 << 20, ".gz": 16 << 20}  # about a million rows
 MAX_ITEMS = 16  # per table
+MEDS_FILES = "the MEDS files that OMOP tables become"  # in messages
 _MEDS = EVENTS | {"numeric_value": pl.Float32}
 
 
@@ -52,7 +54,7 @@ def convert_omop(
     """Write the MEDS data set into an empty folder; returns the counts of what was kept, repaired and dropped.
 
     vocabularies: where the concept table is looked for, first one first. Raises ConfigError, BadDataError (nothing
-    usable) or IntegrityError.
+    usable), IntegrityError or ResourceError (full disk).
     """
     job = Conversion(tables, destination, _num_shards(tables), clock)
     items = _items(tables)
@@ -73,10 +75,11 @@ def convert_omop(
         for name in part:
             counts[name].update(part[name])
     shutil.rmtree(destination / "scratch")
-    _write_metadata(job, pl.concat([codes for _, codes, _ in joined]), concepts)
-    if "observation_period" in tables.files:
-        periods = pl.concat([periods for _, _, periods in joined]).sort("subject_id", "start")
-        periods.write_parquet(destination / PERIODS_FILE)
+    with declared_full_disk(destination, MEDS_FILES):
+        _write_metadata(job, pl.concat([codes for _, codes, _ in joined]), concepts)
+        if "observation_period" in tables.files:
+            periods = pl.concat([periods for _, _, periods in joined]).sort("subject_id", "start")
+            periods.write_parquet(destination / PERIODS_FILE)
     if not sum(count["events"] for count in counts.values()):
         raise BadDataError("input.ehr: the OMOP tables hold no usable record; are persons and concepts there?")
     return {"ignored_files": tables.ignored, **_versions(tables), "tables": {n: dict(c) for n, c in counts.items()}}
@@ -103,7 +106,7 @@ def split_files(item: tuple[str, int, tuple[str, ...]], job: Conversion) -> tupl
     """Counts and concept ids of some files of one table; their rows go to the shards of their subjects."""
     name, number, files = item
     table, counts, concepts = TABLES[name], Counter(rows=0, header_rows=0), pl.Series(dtype=pl.Int64)
-    with ExitStack() as stack:
+    with declared_full_disk(job.destination, MEDS_FILES), ExitStack() as stack:
         writers = {}
 
         def append(kind: str, shard: int, rows: pl.DataFrame) -> None:
@@ -161,7 +164,8 @@ def join_shard(shard: int, job: Conversion, concepts: pl.DataFrame) -> tuple[dic
             counts[name] |= odd | {"events": len(coded)}
             events.append(coded.select(pl.col(name).cast(dtype) for name, dtype in _MEDS.items()))
     table = pl.concat(events).sort("subject_id", "time", "code", "numeric_value", nulls_last=False).rechunk()
-    table.write_parquet(job.destination / "data" / f"{shard}.parquet")
+    with declared_full_disk(job.destination, MEDS_FILES):
+        table.write_parquet(job.destination / "data" / f"{shard}.parquet")
     return counts, table.select(pl.col("code").unique()), periods
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
+import resource
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -193,3 +194,11 @@ def meds():
         oracle = load_module(Path(__file__).with_name("slow_labels.py"))
 
     return Helpers
+
+
+@pytest.fixture
+def full_disk():
+    """full_disk(n): no file of this process can grow beyond n bytes, as on a full disk, until the test ends."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -4,6 +4,7 @@ import csv
 import gzip
 import itertools
 import random
+import re
 from collections import Counter
 from datetime import date, datetime, timedelta
 from pathlib import Path
@@ -17,7 +18,7 @@ from ehr.sources import conversion
 from ehr.sources.conversion import convert_omop, merged
 from ehr.sources.omop import Clock
 from ehr.sources.tables import batches, find_tables
-from ttepretrain.errors import BadDataError, ConfigError, IntegrityError
+from ttepretrain.errors import BadDataError, ConfigError, IntegrityError, ResourceError
 
 DAY = timedelta(days=1)
 LOW, HIGH = -(2**63) + 5, 2**53 + 1  # ids that no float holds
@@ -177,6 +178,20 @@ def parquet(tmp_path):
     folder.mkdir()
     write_parquet(folder, extract())
     return folder
+
+
+def test_a_full_disk_is_declared_whichever_file_meets_it(parquet, tmp_path, full_disk):
+    size, told = 16, []
+    while True:
+        full_disk(size)
+        try:
+            converted(parquet, tmp_path / f"meds-{size}")
+            break
+        except ResourceError as error:
+            size = size * 4
+            told.append(str(error))
+    assert len(told) > 2
+    assert all(re.fullmatch(r"disk full \(\d+ MiB free\) while writing the MEDS files that .*", text) for text in told)
 
 
 def test_events_are_those_of_plain_loops(parquet, tmp_path):

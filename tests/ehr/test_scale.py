@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import resource
 import subprocess
 import sys
@@ -14,9 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
+from ehr.build import build_labels
+from ehr.config import EhrConfig
 from ehr.sources.meds import MedsSource
 from ehr.survey import file_groups
-from ttepretrain.errors import IntegrityError
+from ttepretrain.errors import IntegrityError, ResourceError
 
 T0 = datetime(2150, 6, 1, 12)
 DAY = timedelta(days=1)
@@ -119,6 +122,25 @@ def test_tasks_without_train_events_or_without_contrast_go_and_all_in_one_bin_is
     assert result.counts["tasks"]["no_information"] == 1
     assert result.tasks.bin_edges_days == (0.0, 9.0, np.inf)
     assert result.tasks.tasks[0].rate_per_day == pytest.approx(4 / (4 * 8 + 4 * 89))
+
+
+def test_a_full_disk_is_declared_whichever_scratch_file_meets_it(tmp_path, meds, label, studies, full_disk):
+    """The files have some hundred bytes to some thousand each; from some size on there is room for all."""
+    folder = meds.write(tmp_path / "ehr", [ROWS * 300])
+    label(folder, studies)  # writes the phenotypes
+    config = EhrConfig(min_events=1, min_patients=1, phenotypes=str(tmp_path / "phenotypes.yaml"))
+    size, told = 16, []
+    while True:
+        full_disk(size)
+        try:
+            build_labels(folder, None, studies, config, lambda f, xs: [f(x) for x in xs], {"hash": "", "count": 0})
+            break
+        except ResourceError as error:
+            size = size * 4
+            told.append(str(error))
+    assert len(told) > 2
+    message = r"disk full \(\d+ MiB free\) while writing the label stage's scratch files; .*"
+    assert all(re.fullmatch(message, text) for text in told)
 
 
 LARGE = """
