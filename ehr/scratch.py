@@ -17,7 +17,7 @@ import polars as pl
 import pyarrow as pa
 
 from ehr.cells import Cells
-from ttepretrain.files import declared_full_disk
+from ttepretrain.errors import declared_full_disk
 
 SCRATCH_FILES = "the label stage's scratch files"  # in messages
 

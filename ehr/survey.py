@@ -17,7 +17,7 @@ from ehr.scratch import SCRATCH_FILES, SpoolWriter
 from ehr.shard import Shard, runs
 from ehr.sources.meds import Batch, MedsSource
 from ehr.timeline import NEVER
-from ttepretrain.files import declared_full_disk
+from ttepretrain.errors import declared_full_disk
 
 BYTES_TOGETHER = 4 << 20  # small files are surveyed together up to this size
 ROWS_PER_SHARD = 3_000_000  # about; 80 MB while a shard is labelled, more only for a single larger subject

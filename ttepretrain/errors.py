@@ -5,11 +5,14 @@ Anything else that escapes a command is a bug and exits 1 with its traceback.
 
 from __future__ import annotations
 
+import errno
+import shutil
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import IntEnum
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import ClassVar
 
 
@@ -25,6 +28,10 @@ class ExitCode(IntEnum):
     NUMERICS = 6  # NaN or infinity in training
     LEAKAGE = 7  # a subject in two splits, held-out data in training, identifiers in an output
     INTERRUPTED = 75  # stopped after a good save: run the same command again
+
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_IN_WORDS = tuple(f"(os error {number})" for number in _DISK_FULL)
 
 
 class DeclaredError(Exception):
@@ -80,6 +87,19 @@ def unexpected(error: Exception) -> BadStudy:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{PurePath(frame.filename).name}:{frame.lineno}"
     return BadStudy("UNEXPECTED", f"{type(error).__name__} in {place}")
+
+
+@contextmanager
+def declared_full_disk(folder: Path, what: str) -> Iterator[None]:
+    """ResourceError in place of any error that means a full disk. what: is written to the folder in the block."""
+    try:
+        yield
+    except Exception as error:
+        # polars tells the number in words alone
+        if getattr(error, "errno", None) not in _DISK_FULL and not str(error).endswith(_FULL_IN_WORDS):
+            raise
+        free = shutil.disk_usage(folder).free
+        raise ResourceError(f"disk full ({free >> 20} MiB free) while writing {what}; free some space") from None
 
 
 def exit_with(main: Callable[[list[str]], None], arguments: list[str] | None = None) -> None:

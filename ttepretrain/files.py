@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
-import shutil
 import signal
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ttepretrain.errors import ResourceError
+from ttepretrain.errors import declared_full_disk
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_FULL_IN_WORDS = tuple(f"(os error {number})" for number in DISK_FULL)
 TEMPORARY = ".*.tmp"  # glob of the siblings that a kill leaves behind
 _calls: Counter[str] = Counter()
 
@@ -37,19 +33,6 @@ def replacing(path: Path, mode: int = 0o644) -> Iterator[Path]:
     finally:
         sibling.unlink(missing_ok=True)
     sync(path.parent)
-
-
-@contextmanager
-def declared_full_disk(folder: Path, what: str) -> Iterator[None]:
-    """ResourceError in place of any error that means a full disk. what: is written to the folder in the block."""
-    try:
-        yield
-    except Exception as error:
-        # polars tells the number in words alone
-        if getattr(error, "errno", None) not in DISK_FULL and not str(error).endswith(_FULL_IN_WORDS):
-            raise
-        free = shutil.disk_usage(folder).free
-        raise ResourceError(f"disk full ({free >> 20} MiB free) while writing {what}; free some space") from None
 
 
 def write_atomic(path: Path, content: bytes | memoryview | str, mode: int = 0o644) -> None:

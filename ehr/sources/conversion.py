@@ -25,8 +25,7 @@ from ehr.athena import concept_codes
 from ehr.schema import ADMISSION, DAY_US, DISCHARGE, EVENTS, METADATA, PERIODS, PERIODS_FILE
 from ehr.sources.omop import ROWS, TABLES, Clock, rows_of
 from ehr.sources.tables import Tables, batches
-from ttepretrain.errors import BadDataError, ConfigError
-from ttepretrain.files import declared_full_disk
+from ttepretrain.errors import BadDataError, ConfigError, declared_full_disk
 
 MAX_SHARDS, MAX_KEY_PARTS = 160, 32  # a worker holds that many files open
 BYTES_PER_SHARD = {".parquet": 16 << 20, ".csv": 128 << 20, ".gz": 16 << 20}  # about a million rows
