@@ -1,7 +1,7 @@
 """Random views of a batch on its own device. Axes: B batch, D H W slices rows columns (superior, anterior, right).
 
-No mirroring: the body's sides differ, and so does what befalls them. Rotation is about the body's long axis, so that it
-needs no spacing as long as rows and columns have the same; the long axis is shifted and scaled.
+No mirroring unless asked for: the body's sides differ, and so does what befalls them. Rotation is about the body's long
+axis, so that it needs no spacing as long as rows and columns have the same; the long axis is shifted and scaled.
 """
 
 from __future__ import annotations
@@ -21,22 +21,29 @@ NOISE_HU = 20.0  # largest standard deviation
 AIR_HU = -1000.0
 
 
-def augment(hu_BDHW: Tensor, seeds_B: Tensor, strength: float = 1.0) -> Tensor:
+def augment(hu_BDHW: Tensor, seeds_B: Tensor, strength: float = 1.0, flip: float = 0.0, blur: float = 0.0) -> Tensor:
     """float32 batch of the same shape; each study's view is a function of its int64 seed alone, whoever is beside it.
 
-    strength: share of the limits above, all alike.
+    strength: share of the limits above, all alike; flip: share of the views that are mirrored left to right; blur:
+    largest standard deviation of a Gaussian, voxels. Neither moves the draws of the rest.
 
     Reads the seeds on the CPU: on a GPU that waits for the device once. The noise differs between kinds of device.
     """
-    seeds = seeds_B.tolist()
-    draws = [torch.rand(8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in seeds]
-    draws_8B = strength * (torch.stack(draws, dim=1) * 2 - 1).float().to(hu_BDHW.device)
-    turn_B, scale_B, *shift_3B, contrast_B, offset_B, noise_B = draws_8B
+    device, seeds = hu_BDHW.device, seeds_B.tolist()
+    draws = [torch.rand(10, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in seeds]
+    draws_10B = torch.stack(draws, dim=1)
+    turn_B, scale_B, *shift_3B, contrast_B, offset_B, noise_B = strength * (draws_10B[:8] * 2 - 1).float().to(device)
+    mirrored_B, blur_B = (draws_10B[8] < flip).to(device), blur * draws_10B[9].float().to(device)
     scale_B = 1 + SCALE * scale_B
-
-    out_BDHW = _along_D(hu_BDHW.float(), scale_B, SHIFT * shift_3B[0])
-    out_BDHW = _in_plane(out_BDHW, math.radians(ROTATION_DEGREES) * turn_B, scale_B, *(SHIFT * s for s in shift_3B[1:]))
     per_study = (-1, 1, 1, 1)
+
+    out_BDHW = hu_BDHW.float()
+    if flip > 0:
+        out_BDHW = torch.where(mirrored_B.view(per_study), out_BDHW.flip(3), out_BDHW)
+    out_BDHW = _along_D(out_BDHW, scale_B, SHIFT * shift_3B[0])
+    out_BDHW = _in_plane(out_BDHW, math.radians(ROTATION_DEGREES) * turn_B, scale_B, *(SHIFT * s for s in shift_3B[1:]))
+    if blur > 0:
+        out_BDHW = _blurred(out_BDHW, blur_B)
     gain_B = 1 + CONTRAST * contrast_B
     bias_B = OFFSET_HU * offset_B + AIR_HU * (1 - gain_B)
     out_BDHW = torch.addcmul(bias_B.view(per_study), out_BDHW, gain_B.view(per_study))
@@ -68,3 +75,16 @@ def _in_plane(hu_BDHW: Tensor, turn_B: Tensor, scale_B: Tensor, shift_H_B: Tenso
     ).view(-1, 2, 3)
     grid_BHW2 = functional.affine_grid(theta_B23, hu_BDHW.shape, align_corners=False)
     return functional.grid_sample(hu_BDHW, grid_BHW2, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _blurred(hu_BDHW: Tensor, sigma_B: Tensor) -> Tensor:
+    """Smoothed along D, H and W in turn, one [N, N] matrix a study and axis; what lies outside does not count."""
+    for axis in (1, 2, 3):
+        index_N = torch.arange(hu_BDHW.shape[axis], device=hu_BDHW.device, dtype=torch.float32)
+        apart_NN = index_N[:, None] - index_N
+        # a sigma of 0 becomes one that leaves every voxel to itself
+        weight_BNN = torch.exp(-0.5 * (apart_NN / sigma_B.clamp(min=1e-3).view(-1, 1, 1)) ** 2)
+        weight_BNN /= weight_BNN.sum(dim=2, keepdim=True)
+        lined_up = hu_BDHW.movedim(axis, 1)
+        hu_BDHW = (weight_BNN @ lined_up.flatten(2)).view_as(lined_up).movedim(1, axis)
+    return hu_BDHW

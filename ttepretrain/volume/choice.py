@@ -82,7 +82,7 @@ class SeriesConfig:
 def choose_series(
     series: Mapping[str, Sequence[Values]], reading: Reading, wanted: Wanted
 ) -> tuple[str, tuple[Flag, ...]]:
-    """UID of the series to read; BadStudy where none fits or patients are mixed.
+    """UID of the series to read; BadStudy where none fits, or where the table names none and studies are mixed.
 
     It is chosen before it is examined: when it turns out damaged the study is refused, not another series taken.
     """
@@ -90,8 +90,7 @@ def choose_series(
         if wanted.series_uid not in series:
             raise BadStudy(Reason.NO_SERIES, "the table's series_uid is none of the CT series here")
         return wanted.series_uid, ()
-    if len({text(values, "PatientID") for pictures in series.values() for values in pictures}) > 1:
-        raise BadStudy(Reason.IDENTITY_CONFLICT, "images of two patients in one folder")
+    _check_one_study([values for pictures in series.values() for values in pictures], "folder")
     fitting = [uid for uid, pictures in series.items() if _fits(pictures, reading)]
     if not fitting:
         raise BadStudy(Reason.NO_SERIES, f"none of {len(series)} CT series is as volume.series asks")
@@ -101,14 +100,25 @@ def choose_series(
 
 def check_identity(pictures: Sequence[Values], wanted: Wanted) -> None:
     """BadStudy unless the series is of one patient, the table's where it names one, and of one study."""
-    for keyword in ("PatientID", "StudyInstanceUID"):
-        if len({text(values, keyword) for values in pictures}) > 1:
-            raise BadStudy(Reason.IDENTITY_CONFLICT, f"one series, different values of {keyword}")
+    _check_one_study(pictures, "series")
     patient = text(pictures[0], "PatientID")
     if patient and wanted.patient_id is not None and patient != wanted.patient_id.strip():
         raise BadStudy(Reason.IDENTITY_CONFLICT, "the images name another patient than the table")
     if len({text(values, "FrameOfReferenceUID") for values in pictures} - {""}) > 1:
         raise BadStudy(Reason.MIXED_GEOMETRY, "positions in two frames of reference")
+
+
+def _check_one_study(pictures: Sequence[Values], where: str) -> None:
+    if len({_patient(values) for values in pictures}) > 1:
+        raise BadStudy(Reason.IDENTITY_CONFLICT, f"images of two patients in one {where}")
+    if len({text(values, "StudyInstanceUID") for values in pictures}) > 1:
+        remedy = "; the studies table may name one in series_uid" if where == "folder" else ""
+        raise BadStudy(Reason.IDENTITY_CONFLICT, f"images of two studies in one {where}{remedy}")
+
+
+def _patient(values: Values) -> str:
+    """The PatientID; where it is empty, the name."""
+    return text(values, "PatientID") or text(values, "PatientName").upper().rstrip("^ ")
 
 
 def _fits(pictures: Sequence[Values], reading: Reading) -> bool:

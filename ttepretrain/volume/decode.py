@@ -3,7 +3,8 @@
 In: a length, then a JSON list of CodedFile. Out, for every frame of every file in turn: a status byte and a length,
 then rows x columns x 2 bytes of it; or, in its place and ending the answer, as JSON [reason, detail] of a refusal or
 [errno, text] of the file system.
-A picture that takes too long ends the process by SIGALRM, too much memory by the limit of its address space.
+A picture that takes too much of the processor ends the process by SIGPROF, one that only waits by SIGALRM, too much
+memory by the limit of its address space.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from ttepretrain.errors import BadStudy
 from ttepretrain.volume.checks import Reason
 from ttepretrain.volume.syntaxes import DECODERS, DEFLATED
 
-SECONDS_PER_PICTURE = 30.0
+CPU_SECONDS_PER_PICTURE = 30.0  # of the processor: on an overloaded machine a sound picture takes many times as long
+SECONDS_PER_PICTURE = 300.0  # on the wall's clock, for what neither computes nor ends
 MEMORY_BYTES = 2**30  # beyond what the process holds when it starts
 FRAME, REFUSED, FAILED = 0, 1, 2
 REQUEST, REPLY = struct.Struct("<Q"), struct.Struct("<BQ")
@@ -97,10 +99,13 @@ def _answer(files: list[CodedFile], replies: BinaryIO) -> None:
 
 def _timed(frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
     """The same, each within its time; waiting for the parent does not count."""
+    limits = {signal.ITIMER_PROF: CPU_SECONDS_PER_PICTURE, signal.ITIMER_REAL: SECONDS_PER_PICTURE}
     while True:
-        signal.setitimer(signal.ITIMER_REAL, SECONDS_PER_PICTURE)
+        for clock, seconds in limits.items():
+            signal.setitimer(clock, seconds)
         frame_HW = next(frames, None)
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        for clock in limits:
+            signal.setitimer(clock, 0)
         if frame_HW is None:
             return
         yield frame_HW

@@ -19,11 +19,24 @@ import numpy as np
 
 from ttepretrain.errors import BadStudy
 from ttepretrain.volume.checks import Reason
-from ttepretrain.volume.decode import FAILED, FRAME, REPLY, REQUEST, SECONDS_PER_PICTURE, CodedFile
+from ttepretrain.volume.decode import (
+    CPU_SECONDS_PER_PICTURE,
+    FAILED,
+    FRAME,
+    REPLY,
+    REQUEST,
+    SECONDS_PER_PICTURE,
+    CodedFile,
+)
 
 START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from ttepretrain.volume.decode import serve; serve()"
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-MAX_KILLS = 3  # of the child by others on one study, mostly for their memory; what it does to itself it would do again
+MAX_DEATHS = 3  # of children over one study: some die of what others on the machine do
+CAUSES = {  # by exit status
+    -signal.SIGPROF: f"a picture took more than {CPU_SECONDS_PER_PICTURE:g} s of the processor to decode",
+    -signal.SIGALRM: f"a picture took more than {SECONDS_PER_PICTURE:g} s to decode",
+    -signal.SIGKILL: "the decoding process was killed",
+}
 PIPE_BYTES = 2**20  # the child decodes ahead that far
 
 # A list for each process: what a fork inherits belongs to its parent.
@@ -37,7 +50,7 @@ class _Died(Exception):
 def decoded(files: Sequence[CodedFile]) -> Iterator[np.ndarray]:
     """Stored bit patterns, uint16 [H, W], of every frame of the files in order; BadStudy when one cannot be decoded."""
     delivered = 0
-    for _ in range(MAX_KILLS):
+    for _ in range(MAX_DEATHS):
         child, usable = _take(), False
         try:
             for number, frame_HW in enumerate(_frames(child, files)):
@@ -51,17 +64,13 @@ def decoded(files: Sequence[CodedFile]) -> Iterator[np.ndarray]:
             raise
         except _Died:
             status = child.wait()
-            if status == -signal.SIGALRM:
-                limit = f"a picture took more than {SECONDS_PER_PICTURE:g} s to decode"
-                raise BadStudy(Reason.DECODER, limit) from None
-            if status != -signal.SIGKILL:
-                raise BadStudy(Reason.DECODER, f"the decoding process died of it (status {status})") from None
         finally:
             if usable:
                 _idle[os.getpid()].append(child)
             else:
                 _stop(child)
-    raise BadStudy(Reason.DECODER, f"{MAX_KILLS} decoding processes were killed over it")
+    cause = CAUSES.get(status, f"the decoding process died of it (status {status})")
+    raise BadStudy(Reason.DECODER, f"{cause}, {MAX_DEATHS} times")
 
 
 def _frames(child: subprocess.Popen, files: Sequence[CodedFile]) -> Iterator[np.ndarray]:

@@ -5,18 +5,22 @@ What a classic file says once, an enhanced one says in functional groups: shared
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ttepretrain.errors import BadStudy
 from ttepretrain.volume.checks import Reason
 from ttepretrain.volume.headers import Header
-from ttepretrain.volume.tags import TAGS, Values, text, texts
+from ttepretrain.volume.tags import TAGS, Values, numbers, text, texts
 
 DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
 CT_CLASS = "1.2.840.10008.5.1.4.1.1.2"
 MULTIFRAME_CLASSES = (f"{CT_CLASS}.1", f"{CT_CLASS}.2")  # enhanced, legacy converted
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+CONCATENATION = ("ConcatenationUID", "InConcatenationNumber", "ConcatenationFrameOffsetNumber")
+MAX_FRAMES = 20_000  # of one file; each gets a kilobyte of values before it is judged
 SHARED, PER_FRAME = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
 # The last two hold what a conversion found no place for; first, so that a proper group overrides it.
 GROUPS = """
@@ -53,6 +57,25 @@ def pictures(header: Header) -> tuple[list[Picture], Reason | None]:
     left_out = next((reason for reason in reasons if reason is not None), None)
     kept = [Picture(header, i, values) for i, (values, reason) in enumerate(zip(frames, reasons)) if reason is None]
     return kept, left_out
+
+
+def check_concatenations(pictures: Sequence[Picture]) -> None:
+    """BadStudy where a multi-frame object was written as several files, a concatenation, and not all of them are here.
+
+    A last file can only be missed where the others state their number.
+    """
+    frames, totals = defaultdict(dict), defaultdict(set)
+    for values in {id(picture.header): picture.header.values for picture in pictures}.values():
+        if not values.keys().isdisjoint(CONCATENATION):
+            number, first = (int(numbers(values, keyword, 1, Reason.MISSING_SLICE)[0]) for keyword in CONCATENATION[1:])
+            uid = text(values, "ConcatenationUID")
+            frames[uid][number] = first, first + int(values.get("NumberOfFrames") or 1)
+            totals[uid].add(text(values, "InConcatenationTotalNumber"))
+    for uid, parts in frames.items():
+        starts, ends = zip(*(parts[number] for number in sorted(parts)))
+        whole = sorted(parts) == list(range(1, len(parts) + 1)) and starts == (0, *ends[:-1])
+        if not whole or totals[uid] - {"", str(len(parts))}:
+            raise BadStudy(Reason.MISSING_SLICE, "a multi-frame scan in several files, of which some are missing")
 
 
 def _check_file(header: Header) -> None:
@@ -92,6 +115,8 @@ def _frames(values: Values) -> list[Values]:
     shared, per_frame = (list(values.get(keyword) or []) for keyword in (SHARED, PER_FRAME))
     if not per_frame:
         raise BadStudy(Reason.UNSUPPORTED_MULTIFRAME, "no functional groups: nothing says where the frames lie")
+    if len(per_frame) > MAX_FRAMES:
+        raise BadStudy(Reason.TOO_LARGE, f"{len(per_frame)} frames in one file")
     if len(per_frame) != int(values.get("NumberOfFrames") or 0):
         raise BadStudy(Reason.BAD_SHAPE, "the number of frames is not that of their descriptions")
     common = dict(values)

@@ -32,6 +32,8 @@ BEFORE_PIXELS = PIXEL_DATA.__gt__  # of a tag; pydicom's comparison is Python co
 # The pixels start within it, inflated or not: a header of a thousand frames has 4 MB, and a deflated gigabyte or a
 # file full of empty sequences would fill the memory before anything could be judged.
 MAX_HEADER_BYTES = 2**24
+# Of all its sequences: parsed, each takes a kilobyte. 4,096 frames of sixty items have half as many.
+MAX_ITEMS, ITEM_BYTES, ITEM_TAGS = 2**19, 8, (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,9 @@ class HeaderReader:
         body, start = handle, 0
         if syntax == DEFLATED:
             deflated = handle.read(MAX_HEADER_BYTES)
-            body = BytesIO(zlib.decompressobj(-zlib.MAX_WBITS).decompress(deflated, MAX_HEADER_BYTES))
-        elif os.fstat(handle.fileno()).st_size > MAX_HEADER_BYTES:
-            body, start = BytesIO(handle.read(MAX_HEADER_BYTES)), body_at
+            body = _bounded(zlib.decompressobj(-zlib.MAX_WBITS).decompress(deflated, MAX_HEADER_BYTES))
+        elif os.fstat(handle.fileno()).st_size > MAX_ITEMS * ITEM_BYTES:
+            body, start = _bounded(handle.read(MAX_HEADER_BYTES)), body_at
 
         pixels_at, pixels_length = None, 0
 
@@ -122,6 +124,13 @@ class HeaderReader:
         if key not in self._known:
             self._known[key] = convert_raw_data_element(element, encoding=charset).value
         return self._known[key]
+
+
+def _bounded(header: bytes) -> BytesIO:
+    """The same to read from; BadStudy where its sequences would swell beyond all use."""
+    if sum(header.count(tag) for tag in ITEM_TAGS) > MAX_ITEMS:
+        raise BadStudy(Reason.TOO_LARGE, f"more than {MAX_ITEMS} items in one header")
+    return BytesIO(header)
 
 
 def _behind_meta(tag: int, _vr: str | None, _length: int) -> bool:

@@ -137,11 +137,7 @@ def _native(header: Header, frames: dict[int, Picture]) -> Iterator[tuple[Pictur
     _bits(header)
     shape_HW = _shape_HW(header)
     count = math.prod(shape_HW)
-    expected = 2 * count * _frame_count(header)
-    if header.pixels_at is None or header.pixels_length < expected:
-        raise BadStudy(Reason.TRUNCATED, "fewer pixels than the header states")
-    if header.pixels_length >= 2 * expected:
-        raise BadStudy(Reason.UNREADABLE, "the picture does not have the size its header states")
+    _check_length(header)
     dtype = ">u2" if header.syntax == EXPLICIT_BIG else "<u2"
     with header.file.open("rb") as handle:
         for frame, picture in frames.items():
@@ -150,6 +146,15 @@ def _native(header: Header, frames: dict[int, Picture]) -> Iterator[tuple[Pictur
             if handle.readinto(stored_HW) < stored_HW.nbytes:
                 raise BadStudy(Reason.TRUNCATED, "the file ends within its pixels")
             yield picture, stored_HW
+
+
+def _check_length(header: Header) -> None:
+    """BadStudy unless the uncompressed pixels are as many as stated: a row too many may be one that Rows forgot."""
+    expected = 2 * math.prod(_shape_HW(header)) * _frame_count(header)
+    if header.pixels_at is None or header.pixels_length < expected:
+        raise BadStudy(Reason.TRUNCATED, "fewer pixels than the header states")
+    if header.pixels_length > expected:
+        raise BadStudy(Reason.UNREADABLE, "the picture does not have the size its header states")
 
 
 def _frame_count(header: Header) -> int:
@@ -162,9 +167,11 @@ def _shape_HW(header: Header) -> tuple[int, int]:
 
 def _coded(header: Header) -> CodedFile:
     bits, signed = _bits(header)
-    if header.pixels_at is None:
-        raise BadStudy(Reason.TRUNCATED, "a slice without pixels")
     deflated = header.syntax == DEFLATED
+    if deflated:
+        _check_length(header)
+    elif header.pixels_at is None:
+        raise BadStudy(Reason.TRUNCATED, "a slice without pixels")
     rows, columns = _shape_HW(header)
     return CodedFile(
         file=str(header.file),

@@ -14,9 +14,11 @@ from ttepretrain.volume.checks import MIN_SLICES, Flag, Reason
 from ttepretrain.volume.tags import SliceHeader
 
 SAME_POSITION_MM = 0.01
+SAME_POSITION_FRACTION = 0.05  # of the median step: nearer slices are one place twice, not two
 EVEN_MM = 0.1  # headers round positions to tenths
 EVEN_FRACTION = 0.05  # of the step
 SHIFT_MM = 0.5  # sideways departure of a slice from the line of its neighbours
+HOLE_STEPS = 1.5  # of the local step: a wider one is a hole, unless it is one of a run
 RUN_GAPS = 4  # wider steps side by side that count as a protocol's own spacing rather than as holes
 FINEST_STEP_MM = 0.5  # of the even grid that uneven slices are interpolated onto
 
@@ -39,9 +41,9 @@ def arrange(slices: list[SliceHeader], max_gap_mm: float) -> Stack:
     normal = np.cross(along_W, along_H)
     heights_mm = [float(s.position @ normal) for s in slices]
     order = sorted(range(len(slices)), key=lambda i: (heights_mm[i], slices[i].instance_uid))
-    places, place_mm = [], -np.inf
+    places, place_mm, same_mm = [], -np.inf, _same_mm(heights_mm)
     for i in order:
-        if heights_mm[i] - place_mm <= SAME_POSITION_MM:
+        if heights_mm[i] - place_mm <= same_mm:
             places[-1].append(slices[i])
         else:
             places.append([slices[i]])
@@ -63,6 +65,13 @@ def arrange(slices: list[SliceHeader], max_gap_mm: float) -> Stack:
     affine[:3, 3] = positions[0]
     affine[:2] *= -1.0  # LPS -> RAS
     return Stack(places, offsets_mm, affine, grid_mm, flags)
+
+
+def _same_mm(heights_mm: list[float]) -> float:
+    """The distance up to which two slices lie at one place."""
+    steps_mm = np.diff(np.unique(heights_mm))
+    steps_mm = steps_mm[steps_mm > SAME_POSITION_MM]
+    return max(SAME_POSITION_MM, SAME_POSITION_FRACTION * np.median(steps_mm)) if len(steps_mm) else SAME_POSITION_MM
 
 
 def _one_geometry(slices: list[SliceHeader]) -> np.ndarray:
@@ -102,10 +111,9 @@ def _even_grid(offsets_mm: np.ndarray, max_gap_mm: float) -> tuple[np.ndarray, t
 
 
 def _is_hole(gaps: np.ndarray, i: int) -> bool:
-    """Whether gap i is about n >= 2 times the local step, and too few alike lie side by side to be a run of slices."""
+    """Whether gap i is wider than HOLE_STEPS, and too few alike lie side by side to be a run of slices."""
     around = np.concatenate([gaps[max(0, i - 3) : i], gaps[i + 1 : i + 4]])
-    times = gaps[i] / np.median(around)
-    if times < 1.8 or abs(times - round(times)) > 0.1 * times:
+    if gaps[i] <= HOLE_STEPS * np.median(around):
         return False
     alike = np.abs(gaps - gaps[i]) <= max(EVEN_MM, EVEN_FRACTION * gaps[i])
     start, stop = i, i + 1

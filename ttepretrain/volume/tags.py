@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableSequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from ttepretrain.volume.image import ACQUISITION_KEYS
 
 # All that is ever read from a file, besides the pixels.
 TAGS = """
-    SOPClassUID SOPInstanceUID SeriesInstanceUID StudyInstanceUID FrameOfReferenceUID PatientID Modality ImageType
+    SOPClassUID SOPInstanceUID SeriesInstanceUID StudyInstanceUID FrameOfReferenceUID PatientID PatientName Modality
+    ImageType ConcatenationUID InConcatenationNumber InConcatenationTotalNumber ConcatenationFrameOffsetNumber
     BurnedInAnnotation NumberOfFrames SamplesPerPixel PhotometricInterpretation Rows Columns BitsAllocated BitsStored
     HighBit PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit RescaleSlope RescaleIntercept RescaleType
     PixelSpacing ImageOrientationPatient ImagePositionPatient GantryDetectorTilt LossyImageCompression
@@ -91,7 +92,7 @@ def text(values: Values, keyword: str) -> str:
 
 def texts(values: Values, keyword: str) -> list[str]:
     value = values.get(keyword)
-    parts = [value] if isinstance(value, str) else list(value or [])
+    parts = value if isinstance(value, MutableSequence) else [value] if value else []  # a damaged one may be a number
     return [str(part).strip().upper() for part in parts]
 
 

@@ -108,6 +108,52 @@ def test_with_the_tables_series_a_second_patient_beside_it_does_not_matter(study
     assert chosen(study, wanted=Wanted(uid(1))) == 1
 
 
+def rename(patient_id, name, study_uid="1.2"):
+    def edit(_, dataset):
+        dataset.PatientID, dataset.PatientName, dataset.StudyInstanceUID = patient_id, name, study_uid
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (("", "Canary^Name"), ("", "Other^Name"), False),
+        (("", "Canary^Name"), ("", "CANARY^NAME^^ "), True),
+        (("", ""), ("", "Canary^Name"), False),
+        (("7", "Canary^Name"), ("7", "Canary^Married"), True),  # the identifier counts
+    ],
+)
+def test_without_a_patient_id_names_tell_patients_apart(tmp_path, chest, write_series, one, other, same):
+    """B13, in one series and in a folder of two; no name is in the message."""
+    for name, second in (("one", 1), ("two", 2)):
+        write_series(tmp_path / name, chest[0][:8], chest[1], edit=rename(*one))
+        write_series(tmp_path / name / "more", chest[0][8:], _behind(chest[1], 8), series=second, edit=rename(*other))
+        if same:
+            assert len(read_dicom(tmp_path / name).hu_DHW) == (12 if second == 1 else 8)
+            continue
+        with pytest.raises(BadStudy, match="IDENTITY_CONFLICT: images of two patients") as refusal:
+            read_dicom(tmp_path / name)
+        assert "anary" not in str(refusal.value)
+
+
+def _behind(affine, slices):
+    moved = affine.copy()
+    moved[:3, 3] += slices * affine[:3, 0]
+    return moved
+
+
+def test_two_studies_in_a_folder_are_refused_unless_the_table_names_the_series(tmp_path, chest, write_series):
+    """B13: the larger series of another date would be labelled with this study's."""
+    write_series(tmp_path, chest[0][:7], chest[1], series=1, edit=rename("7", "", "1.2"))
+    (file, *_) = write_series(tmp_path, *chest, series=2, edit=rename("7", "", "1.3"))
+    with pytest.raises(BadStudy, match=r"IDENTITY_CONFLICT: images of two studies .* series_uid"):
+        read_dicom(tmp_path)
+    for number, slices in ((1, 7), (2, 12)):
+        assert len(read_dicom(tmp_path, wanted=Wanted(series_uid=uid(number))).hu_DHW) == slices
+    assert len(read_dicom(file).hu_DHW) == 12
+
+
 def test_the_spec_carries_the_rule_and_old_specs_have_the_default():
     config = VolumeConfig("small", series=SeriesConfig(["kernel", "thinnest"], ["B30f"], 5, 0.5, 3.0), max_gap_mm=6.0)
     spec = config.resolve()

@@ -377,6 +377,17 @@ def test_a_header_that_makes_no_ct_is_refused(folder, chest, write_series, keywo
     assert reason_of(folder) == reason
 
 
+@pytest.mark.parametrize("keyword", ["ConvolutionKernel", "ImageType"])
+def test_a_number_where_text_belongs_is_no_crash(folder, chest, write_series, keyword):
+    """One flipped byte of an element's type makes a tag of its value."""
+
+    def edit(_, dataset):
+        dataset._dict[pydicom.tag.Tag(keyword)] = raw_element(keyword, "AT", "B30f")
+
+    write_series(folder, *chest, edit=edit)
+    np.testing.assert_array_equal(read_ct(folder).hu_DHW, chest[0])
+
+
 def raw_element(keyword, vr, value):
     """An element with text that pydicom would refuse to set."""
     text = "\\".join(value if isinstance(value, list) else [value]).encode()

@@ -20,11 +20,13 @@ from ttepretrain.volume.decode import CodedFile
 from ttepretrain.volume.dicom import read_dicom
 
 # What a hostile file makes of a decoder, put in the decoder's place in the child.
-BROKEN = "import ttepretrain.volume.decode as decode, os, time, ctypes; decode.SECONDS_PER_PICTURE = .3; "
+BROKEN = "import ttepretrain.volume.decode as decode, itertools, os, time, ctypes; sound = decode._decoded; "
 FAULTS = {
     "segfault": "decode._decoded = lambda handle, coded: ctypes.string_at(0)",
-    "loop": "exec('def spin(handle, coded):\\n while True: pass')\ndecode._decoded = spin",
-    "hang": "decode._decoded = lambda handle, coded: time.sleep(1000)",
+    "abort": "decode._decoded = lambda handle, coded: os.abort()",
+    "loop": "decode.CPU_SECONDS_PER_PICTURE = .3; decode._decoded = lambda handle, coded: any(itertools.repeat(0))",
+    "hang": "decode.SECONDS_PER_PICTURE = .3; decode._decoded = lambda handle, coded: time.sleep(1000)",
+    "slow": "decode.CPU_SECONDS_PER_PICTURE = .3; decode._decoded = lambda h, c: (time.sleep(.4), sound(h, c))[1]",
     "memory": "decode._decoded = lambda handle, coded: bytearray(3 << 30)",
     "no codecs": "decode.DECODERS = dict.fromkeys(decode.DECODERS, ())",
 }
@@ -71,17 +73,60 @@ def test_one_child_serves_study_after_study(rle, chest):
     assert len(first) == 1
 
 
-@pytest.mark.parametrize("fault", ["segfault", "loop", "hang", "memory"])
-def test_a_decoder_that_goes_wrong_refuses_the_study_and_no_other(rle, chest, broken, monkeypatch, capfd, fault):
+@pytest.mark.parametrize(
+    ("fault", "cause"),
+    [
+        ("segfault", "died of it (status -11), 3 times"),
+        ("abort", "died of it (status -6), 3 times"),
+        ("loop", "30 s of the processor to decode, 3 times"),
+        ("hang", "300 s to decode, 3 times"),
+        ("memory", "takes more than 1024 MB"),
+    ],
+)
+def test_a_decoder_that_goes_wrong_refuses_the_study_and_no_other(rle, chest, broken, monkeypatch, capfd, fault, cause):
+    """B3: the parent goes on, with another child for another study."""
     working = fence.START
     broken(fault)
     start = time.monotonic()
-    assert reason_of(rle) == Reason.DECODER
-    assert time.monotonic() - start < 20
+    with pytest.raises(BadStudy) as refusal:
+        read_dicom(rle)
+    assert (refusal.value.code, refusal.value.detail[-len(cause) :]) == (Reason.DECODER, cause)
+    assert time.monotonic() - start < 120
     monkeypatch.setattr(fence, "START", working)
     fence._stop_idle()
     np.testing.assert_array_equal(read_dicom(rle).hu_DHW, chest[0])
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("deaths", [2, 3])
+def test_a_study_is_refused_after_three_deaths_and_not_before(rle, chest, broken, monkeypatch, tmp_path, deaths):
+    """B3. Each death is after another picture: those that came before it are not given twice."""
+    tally = tmp_path / "deaths"
+    tally.mkdir()
+    fatal = (
+        "def fatal(handle, coded):\n"
+        f"  n = len(os.listdir({str(tally)!r}))\n"
+        f"  if n < {deaths} and coded.file.endswith(f'{{2 * n + 1:03}}.dcm'):\n"
+        f"    os.mkdir({str(tally)!r} + f'/{{n}}'); os.abort()\n"
+        "  return sound(handle, coded)\n"
+    )
+    monkeypatch.setitem(FAULTS, "fatal", f"exec({fatal!r}); decode._decoded = fatal")
+    broken("fatal")
+    if deaths == fence.MAX_DEATHS:
+        assert reason_of(rle) == Reason.DECODER
+    else:
+        np.testing.assert_array_equal(read_dicom(rle).hu_DHW, chest[0])
+    assert len(list(tally.iterdir())) == deaths
+
+
+def test_a_sound_picture_that_waits_for_the_processor_is_read(rle, chest, broken):
+    """An overloaded machine: each picture takes longer than its limit on the wall's clock, hardly any of the CPU."""
+    for file in sorted(rle.iterdir())[4:]:
+        file.unlink()
+    broken("slow")
+    start = time.monotonic()
+    np.testing.assert_array_equal(read_dicom(rle).hu_DHW, chest[0][:4])
+    assert time.monotonic() - start > 4 * 0.4
 
 
 def test_without_its_decoder_the_extra_is_named(rle, broken):

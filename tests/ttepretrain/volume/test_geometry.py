@@ -5,6 +5,7 @@ import subprocess
 
 import dcm2niix
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK
 
@@ -132,6 +133,51 @@ def test_runs_of_108_40_and_70_mm_become_even(tmp_path, geometry, write_series):
     assert image.spacing_mm[0] == pytest.approx(1.08)
     assert len(image.hu_DHW) == int(z_mm[-1] / 1.08) + 1
     np.testing.assert_allclose(image.hu_DHW[:, 5, 5], 10.8 * np.arange(len(image.hu_DHW)), atol=0.5)
+
+
+def steps(dataset, d, gaps_mm):
+    """Move slice d, written at d x 2 mm, to where the steps put it."""
+    x, y, z = dataset.ImagePositionPatient
+    dataset.ImagePositionPatient = [x, y, f"{float(z) - 2.0 * d + sum(gaps_mm[:d]):.10g}"]
+
+
+@pytest.mark.parametrize("times", [1.6, 1.7, 2.0, 2.5, 3.5])
+@pytest.mark.parametrize("at", [[0], [6], [11], [4, 8], [5, 6], [5, 6, 7], [9, 10, 11]])
+def test_few_wide_steps_of_any_size_are_holes(tmp_path, geometry, write_series, times, at):
+    """B7: from one to three side by side, whole multiples of the local step or not."""
+    gaps_mm = [2.0 * (times if i in at else 1) for i in range(12)]
+    affine = geometry.dicom_affine(SHAPE, (2.0, 1.7, 2.6))
+    write_series(tmp_path, marked(), affine, edit=lambda d, ds: steps(ds, d, gaps_mm))
+    assert reason_of(tmp_path, Reading()) == Reason.MISSING_SLICE
+
+
+@pytest.mark.parametrize("times", [1.4, 1.7, 2.0, 2.5, 3.5])
+@pytest.mark.parametrize("between", [None, 0.5, 1.4])
+def test_four_wide_steps_side_by_side_are_a_protocol(tmp_path, geometry, write_series, times, between):
+    """B9; where the runs meet, a step may be narrower than both, or lie between them."""
+    gaps_mm = [2.0] * 6 + ([] if between is None else [2.0 * between]) + [2.0 * times] * (5 + (between is None))
+    affine = geometry.dicom_affine(SHAPE, (2.0, 1.7, 2.6))
+    write_series(tmp_path, marked(), affine, edit=lambda d, ds: steps(ds, d, gaps_mm))
+    image = read_dicom(tmp_path)
+    assert image.flags == (Flag.UNEVEN_SPACING,)
+    assert (len(image.hu_DHW) - 1) * image.spacing_mm[0] == pytest.approx(sum(gaps_mm), abs=image.spacing_mm[0])
+
+
+@pytest.mark.parametrize("apart_mm", [0.02, 0.09])
+def test_slices_nearer_than_a_share_of_the_step_are_one_place_twice(tmp_path, geometry, write_series, apart_mm):
+    """B8: within 5 % of the median step; equal pictures are dropped and flagged, others refused."""
+    affine = geometry.dicom_affine(SHAPE, (2.0, 1.7, 2.6))
+    for name, differ in (("equal", 0), ("other", 1)):
+        files = write_series(tmp_path / name, marked(), affine)
+        twin = pydicom.dcmread(files[6])
+        x, y, z = twin.ImagePositionPatient
+        twin.SOPInstanceUID, twin.ImagePositionPatient = pydicom.uid.generate_uid(), [x, y, float(z) + apart_mm]
+        twin.PixelData = (twin.pixel_array + np.uint16(differ)).tobytes()
+        twin.save_as(tmp_path / name / "twin")
+    image = read_dicom(tmp_path / "equal")
+    np.testing.assert_array_equal(image.hu_DHW, marked())
+    assert image.flags == (Flag.DUPLICATE_DROPPED,)
+    assert reason_of(tmp_path / "other", Reading()) == Reason.DUPLICATE_SLICE
 
 
 def test_the_widest_allowed_step_is_configurable(tmp_path, geometry, write_series):

@@ -1,7 +1,9 @@
 """Many frames in one file: Enhanced CT written by hand, Legacy Converted Enhanced CT by highdicom (fault B15)."""
 
 import math
+import time
 import warnings
+import zlib
 from copy import deepcopy
 from functools import partial
 
@@ -133,6 +135,41 @@ def setattr_all(dataset, **values):
         setattr(dataset, keyword, value)
 
 
+PARTS = ([2, 0, 3, 1], [5, 4], [8, 6, 7])
+
+
+def write_concatenation(folder, oblique, enhanced, kept=(1, 2, 3), offset=0, total=3):
+    """The scan in three files, of which `kept` are there; the last one's first frame is off by `offset`."""
+    for number, order in enumerate(PARTS, start=1):
+        said = {"SeriesInstanceUID": "1.2.3", "StudyInstanceUID": "1.2", "ConcatenationUID": "1.2.4"}
+        said |= {"InConcatenationNumber": number, "InConcatenationTotalNumber": total}
+        said["ConcatenationFrameOffsetNumber"] = sum(map(len, PARTS[: number - 1])) + offset * (number == 3)
+        if total is None:
+            del said["InConcatenationTotalNumber"]
+        if number in kept:
+            enhanced(*oblique, order, edit=partial(setattr_all, **said)).save_as(folder / f"{number}")
+
+
+@pytest.mark.parametrize("total", [3, None])
+def test_a_whole_concatenation_is_one_stack(tmp_path, oblique, enhanced, total):
+    write_concatenation(tmp_path, oblique, enhanced, total=total)
+    for path in (tmp_path, tmp_path / "2"):
+        image = read_dicom(path)
+        np.testing.assert_array_equal(image.hu_DHW, oblique[0])
+        assert image.flags == ()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [{"kept": (2, 3)}, {"kept": (1, 3)}, {"kept": (1, 2)}, {"kept": (1,)}, {"offset": 1}, {"total": 4}, {"total": 2},
+     {"kept": (2, 3), "total": None}, {"kept": (1, 3), "total": None}],
+)  # fmt: skip
+def test_a_concatenation_with_a_missing_file_is_refused(tmp_path, oblique, enhanced, said):
+    """B15, also where the frames that are left lie evenly; a last file is missed where the others say how many."""
+    write_concatenation(tmp_path, oblique, enhanced, **said)
+    assert reason_of(tmp_path) == Reason.MISSING_SLICE
+
+
 def drop_position(dataset):
     del dataset.PerFrameFunctionalGroupsSequence[4].PlanePositionSequence
 
@@ -157,11 +194,36 @@ def localizer(dataset):
             Reason.BAD_SCALING,
         ),
         (drop_position, Reason.BAD_AFFINE),
+        (lambda ds: setattr(ds, "PerFrameFunctionalGroupsSequence", [Dataset()] * 20_001), Reason.TOO_LARGE),
     ],
 )
 def test_a_multi_frame_file_that_does_not_say_everything_is_refused(tmp_path, oblique, edit, reason, enhanced):
     enhanced(*oblique, list(range(9)), edit=edit).save_as(tmp_path / "scan.dcm")
     assert reason_of(tmp_path / "scan.dcm") == reason
+
+
+@pytest.mark.parametrize("deflated", [False, True])
+def test_a_header_of_a_million_items_is_refused_before_it_is_parsed(tmp_path, oblique, enhanced, deflated):
+    """8 MB in the file, a gigabyte as objects, as frames or in a sequence that nobody asks for: B1, B2."""
+    enhanced(*oblique, list(range(9))).save_as(tmp_path / "scan.dcm", enforce_file_format=True)
+    data = (tmp_path / "scan.dcm").read_bytes()
+    items = b"\xfe\xff\x00\xe0" + bytes(4)
+    sequence = b"\x09\x00\x01\x10SQ\0\0\xff\xff\xff\xff" + items * 2**20 + b"\xfe\xff\xdd\xe0" + bytes(4)
+    body = 144 + int.from_bytes(data[140:144], "little")
+    at = data.index(b"\x10\x00\x20\x00", body)  # the PatientID; elements ascend
+    if deflated:
+        stream = zlib.compressobj(wbits=-15)
+        packed = stream.compress(data[body:at] + sequence + data[at:]) + stream.flush()
+        uid = b"UI\x16\x001.2.840.10008.1.2.1.99"
+        meta = data[:body].replace(b"UI\x14\x001.2.840.10008.1.2.1\0", uid)
+        meta = meta[:140] + (len(meta) - 144).to_bytes(4, "little") + meta[144:]
+        (tmp_path / "scan.dcm").write_bytes(meta + packed)
+    else:
+        (tmp_path / "scan.dcm").write_bytes(data[:at] + sequence + data[at:])
+    start = time.process_time()
+    for path in (tmp_path, tmp_path / "scan.dcm"):
+        assert reason_of(path) == Reason.TOO_LARGE
+    assert time.process_time() - start < 5
 
 
 def test_a_localizer_frame_is_dropped_and_flagged(tmp_path, oblique, enhanced):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
 from ttepretrain.volume.augment import augment
 from ttepretrain.volume.spec import BONE, LUNG, PRESETS, SOFT_TISSUE, VolumeConfig, VolumeSpec
@@ -32,16 +33,55 @@ def test_windows_are_channels_in_their_order(hu_BDHW):
     np.testing.assert_allclose(x_BCDHW[:, 2].numpy(), expected, atol=1e-6)
 
 
-def test_a_view_is_a_function_of_its_seed_alone(hu_BDHW):
+@pytest.mark.parametrize(("flip", "blur"), [(0.0, 0.0), (0.5, 1.5)])
+def test_a_view_is_a_function_of_its_seed_alone(hu_BDHW, flip, blur):
     """Order and company in the batch change nothing, bit for bit; the input is left as it was."""
     before = hu_BDHW.clone()
     seeds_B = torch.tensor([5, -(2**62), 7, 2**62 + 1])
-    views = augment(hu_BDHW, seeds_B)
+    views = augment(hu_BDHW, seeds_B, 1.0, flip, blur)
     assert torch.equal(hu_BDHW, before)
     for rows in ([0], [3, 1], [2, 0, 1, 3]):
-        assert torch.equal(augment(hu_BDHW[rows], seeds_B[rows]), views[rows])
+        assert torch.equal(augment(hu_BDHW[rows], seeds_B[rows], 1.0, flip, blur), views[rows])
     torch.manual_seed(123)
-    assert torch.equal(augment(hu_BDHW, seeds_B), views)
+    assert torch.equal(augment(hu_BDHW, seeds_B, 1.0, flip, blur), views)
+
+
+def test_flipping_mirrors_left_to_right_as_many_views_as_it_says(hu_BDHW):
+    x, seeds_B = hu_BDHW[:1].expand(400, -1, -1, -1)[:, :3, :4], torch.arange(400)
+    views = augment(x, seeds_B, 0.0, flip=0.3)
+    mirrored_B = (views - x.flip(3)).abs().amax(dim=(1, 2, 3)) < 0.01
+    same_B = (views - x).abs().amax(dim=(1, 2, 3)) < 0.01
+    assert (mirrored_B ^ same_B).all()
+    assert 90 <= int(mirrored_B.sum()) <= 150  # 120 +- 3.3 deviations
+    assert not (augment(x, seeds_B, 0.0, flip=1.0) - x.flip(3)).abs().max() > 0.01
+
+
+def test_blurring_is_a_gaussian_of_a_width_drawn_up_to_the_limit():
+    """Compared with SciPy's away from the faces; a flat study stays as it is, faces included."""
+    ball = torch.zeros(1, 25, 27, 29)
+    ball[0, 12, 13, 14] = 1000.0
+    widths = []
+    for seed in range(40):
+        view = augment(ball, torch.tensor([seed]), 0.0, blur=2.0)[0].numpy()
+        index = np.arange(29) - 14
+        widths.append(np.sqrt((view.sum((0, 1)) * index**2).sum() / view.sum()))  # its standard deviation
+        expected = gaussian_filter(ball[0].numpy(), max(widths[-1], 0.01), truncate=6.0)
+        if widths[-1] > 0.7:  # narrower ones lose variance to sampling
+            np.testing.assert_allclose(view, expected, atol=0.5)
+    assert 0 <= min(widths) < 0.4
+    assert 1.6 < max(widths) <= 2.0 + 1e-3
+    flat = torch.full((2, 9, 10, 11), 40.0)
+    torch.testing.assert_close(augment(flat, torch.tensor([1, 2]), 0.0, blur=2.0), flat)
+
+
+def test_flip_and_blur_leave_the_other_draws_as_they_are(hu_BDHW):
+    """A recipe without them has the same views, bit for bit, since before they were there: the first eight draws."""
+    seeds_B = torch.arange(4)
+    views = augment(hu_BDHW, seeds_B)
+    assert torch.equal(augment(hu_BDHW, seeds_B, 1.0, flip=1e-12, blur=1e-12), views)
+    draws = torch.rand(10, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    first = torch.rand(8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    assert torch.equal(draws[:8], first)
 
 
 def test_other_seeds_give_other_views(hu_BDHW):
