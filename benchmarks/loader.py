@@ -5,6 +5,7 @@
 ours     data.loader.BatchLoader: read, checksum, decompress, int16 batch (pinned and copied ahead where there is CUDA)
 monai    PersistentDataset of the same volumes as float32 (torch.save), DataLoader with as many worker processes
 cold     every cached file is dropped from the page cache before the epoch; warm: all are in it
+crop     a box out of one volume (benchmarks/crops.py)
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.crops import crops
 from benchmarks.labels import hardware
 from benchmarks.scans import phantom, real_scans, seconds_of
 from jobs.provenance import now, provenance
@@ -63,6 +65,7 @@ def main() -> None:
             },
             "bytes_per_volume": disk(folder, len(volumes)) | {"real": real_bytes(folder, spec)},
             "one_volume": one_volume(studies, options.repeats),
+            "crop": crops(studies, monai, lambda: drop_from_page_cache(folder), options.repeats),
         }
     options.output.parent.mkdir(parents=True, exist_ok=True)
     write_json(options.output, result)

@@ -1,13 +1,18 @@
 """The volume cache: one blosc2 file per content, found by a hash of the image bytes before anything is decoded.
 
-volumes/<content_key>.b2nd    int16 [D, H, W] HU on the spec's grid
-                              + "record": what else a row of volumes.parquet says, "seal": hash of name and both
+volumes/<content_key>.b2nd    int16 [D, H, W] HU on the spec's grid, in chunks that are read and checked by themselves
+                              + "record": what else a row of volumes.parquet says, "chunks": their hashes
+                              + "seal": hash of name, voxels and both
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import math
+import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,6 +21,8 @@ import numpy as np
 from ttepretrain.errors import IntegrityError
 from ttepretrain.files import write_atomic
 from ttepretrain.volume.spec import PREPROCESS_VERSION, VolumeSpec
+
+CHUNK_VOXELS = 56  # at most, per axis; smaller ones make whole volumes larger and slower to read
 
 
 @dataclass(frozen=True)
@@ -47,16 +54,24 @@ def write_volume(path: Path, hu_DHW: np.ndarray, record: VolumeRecord) -> str:
     """Write the file whole; returns the sha256 of its bytes. Equal input under an equal name gives equal bytes."""
     import blosc2
 
+    chunks = _chunks(hu_DHW.shape)
     array = blosc2.asarray(
         np.ascontiguousarray(hu_DHW),
+        chunks=chunks,
+        blocks=chunks,  # else blosc2 chooses by the processor's cache, and bytes differ between machines
         # Bit shuffle: the upper bits of neighbouring HU are nearly constant.
         cparams=blosc2.CParams(
             codec=blosc2.Codec.ZSTD, clevel=1, filters=[blosc2.Filter.BITSHUFFLE], filters_meta=[0], nthreads=1
         ),
     )
-    array.schunk.vlmeta["record"] = json.dumps(asdict(record), sort_keys=True)
-    array.schunk.vlmeta["seal"] = _seal(path, array.schunk.vlmeta["record"], record.voxel_hash)
+    schunk = array.schunk
+    text = json.dumps(asdict(record), sort_keys=True)
+    hashes = json.dumps([hashlib.sha256(schunk.get_chunk(n)).hexdigest() for n in range(schunk.nchunks)])
+    schunk.vlmeta["record"], schunk.vlmeta["chunks"] = text, hashes
+    schunk.vlmeta["seal"] = _seal(path, text + hashes, record.voxel_hash)
     data = array.to_cframe()
+    if path.is_dir() and not path.is_symlink():  # a foreign entry, such as a sparse frame of blosc2's
+        shutil.rmtree(path)
     write_atomic(path, data)
     return hashlib.sha256(data).hexdigest()
 
@@ -73,22 +88,47 @@ def read_volume(path: Path, checksum: str) -> np.ndarray:
     return array[:]
 
 
-def read_record(path: Path) -> tuple[VolumeRecord, str] | None:
-    """Record and sha256 of a cached file; None when it is absent or damaged (not what was sealed)."""
+def read_crop(path: Path, start_DHW: Sequence[int], shape_DHW: Sequence[int]) -> np.ndarray:
+    """int16 HU of the box of `shape_DHW` voxels that begins at `start_DHW`; only the chunks it touches are read.
+
+    Raises IntegrityError when these, or what the file says of itself, are not what was sealed; OSError as it comes.
+    """
+    import blosc2
+
+    ends_DHW = [start + size for start, size in zip(start_DHW, shape_DHW)]
+    out_DHW = np.empty(shape_DHW, np.int16)
+    try:
+        array = blosc2.open(str(path), mode="r")
+        record, hashes = _sealed(path, array)
+        chunk_DHW = _chunks(record.shape)
+        grid_DHW = [math.ceil(size / chunk) for size, chunk in zip(record.shape, chunk_DHW)]
+        met = [range(a // c, math.ceil(b / c)) for a, b, c in zip(start_DHW, ends_DHW, chunk_DHW)]
+        for place in itertools.product(*met):
+            number = int(np.ravel_multi_index(place, grid_DHW))
+            voxels_DHW = _unpacked(array.schunk.get_chunk(number), hashes[number]).reshape(chunk_DHW)
+            corner = [p * c for p, c in zip(place, chunk_DHW)]
+            low = [max(a, o) for a, o in zip(start_DHW, corner)]
+            high = [min(b, o + c) for b, o, c in zip(ends_DHW, corner, chunk_DHW)]
+            out_DHW[_box(low, high, start_DHW)] = voxels_DHW[_box(low, high, corner)]
+        return out_DHW
+    except OSError:
+        raise
+    except Exception:  # as in read_record
+        raise IntegrityError("a cached volume is damaged; run jobs.prepare again to rebuild it") from None
+
+
+def read_record(path: Path, shape_DHW: Sequence[int]) -> tuple[VolumeRecord, str] | None:
+    """Record and sha256 of a cached file; None when it is absent, damaged (not what was sealed) or of another shape."""
     import blosc2
 
     try:
         data = path.read_bytes()
         array = blosc2.ndarray_from_cframe(data, copy=False)
-        text, seal = array.schunk.vlmeta["record"], array.schunk.vlmeta["seal"]
-        record = VolumeRecord(**json.loads(text))
-        # before anything is allocated: a flipped bit can ask for petabytes
-        if list(array.shape) != record.shape or array.dtype != np.int16:
-            return None
-        if seal != _seal(path, text, hash_voxels(array[:])):
+        record, _ = _sealed(path, array)  # before anything is allocated: a flipped bit can ask for petabytes
+        if record.shape != list(shape_DHW) or hash_voxels(array[:]) != record.voxel_hash:
             return None
         return record, hashlib.sha256(data).hexdigest()
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         return None
     except OSError:
         raise
@@ -96,10 +136,37 @@ def read_record(path: Path) -> tuple[VolumeRecord, str] | None:
         return None
 
 
+def _sealed(path: Path, array) -> tuple[VolumeRecord, list[str]]:
+    """Record and hash of every chunk of an opened file; ValueError unless they and its layout are what was sealed."""
+    text, hashes, seal = (array.schunk.vlmeta[name] for name in ("record", "chunks", "seal"))
+    record = VolumeRecord(**json.loads(text))
+    laid_out = list(array.shape) == record.shape and array.chunks == array.blocks == _chunks(array.shape)
+    if not laid_out or array.dtype != np.int16 or seal != _seal(path, text + hashes, record.voxel_hash):
+        raise ValueError("not what was sealed")
+    return record, json.loads(hashes)
+
+
+def _chunks(shape_DHW: Sequence[int]) -> tuple[int, ...]:
+    """Shape of a chunk: every axis in equal parts."""
+    return tuple(math.ceil(size / math.ceil(size / CHUNK_VOXELS)) for size in shape_DHW)
+
+
+def _unpacked(chunk: bytes, sha256: str) -> np.ndarray:
+    import blosc2
+
+    if hashlib.sha256(chunk).hexdigest() != sha256:
+        raise ValueError("not what was sealed")
+    return np.frombuffer(blosc2.decompress2(chunk, nthreads=1), np.int16)
+
+
+def _box(low: Sequence[int], high: Sequence[int], origin: Sequence[int]) -> tuple[slice, ...]:
+    return tuple(slice(a - o, b - o) for a, b, o in zip(low, high, origin))
+
+
 def hash_voxels(hu_DHW: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(hu_DHW, dtype="<i2")).hexdigest()
 
 
-def _seal(path: Path, record: str, voxel_hash: str) -> str:
+def _seal(path: Path, said: str, voxel_hash: str) -> str:
     """The name is part of it: a sound file of another study under this one's name is foreign."""
-    return hashlib.sha256((path.stem + record + voxel_hash).encode()).hexdigest()
+    return hashlib.sha256((path.stem + said + voxel_hash).encode()).hexdigest()

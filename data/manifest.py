@@ -16,7 +16,8 @@ SPLITS = ("train", "tuning", "held_out")
 SPLIT_NAMES = {"train": "train", "tuning": "tuning", "held_out": "held_out", "valid": "tuning", "test": "held_out"}
 HASH_SHARES = (0.7, 0.8)  # upper ends of train and tuning: 70/10/20
 REQUIRED = ("study_id", "subject_id", "study_time")
-OPTIONAL = ("image", "split", "series_uid", "patient_id")
+OF_IMAGE = ("series_uid", "patient_id", "image_sha256")  # csv and parquet may hold them as numbers
+OPTIONAL = ("image", "split", *OF_IMAGE)
 CONTRACT = (*REQUIRED, *OPTIONAL)
 
 DATE = r"^\d{4}-\d{2}-\d{2}$"
@@ -28,7 +29,7 @@ class StudyTable:
     """Studies of the input table that can be used, and those that cannot."""
 
     # study_id str, subject_id i64, study_time datetime[us], date_only bool, image str?, split str?, series_uid str?,
-    # patient_id str? (as the images name the patient), carried columns; unique and sorted by study_id
+    # patient_id str? (as the images name the patient), image_sha256 str?, carried columns; unique, sorted by study_id
     frame: pl.DataFrame
     refused: list[Quarantined]
     num_rows: int  # of the input
@@ -58,7 +59,7 @@ def read_studies(path: Path, date_only: str, timezone: str | None) -> StudyTable
     time, bare_date = _times(rows["study_time"], timezone)
     midnight = (time.dt.time() == pl.time(0)) if date_only == "midnight" else pl.lit(False)
     absent = [pl.lit(None, pl.String).alias(name) for name in OPTIONAL if name not in rows.columns]
-    given = [name for name in ("series_uid", "patient_id") if name in rows.columns and rows[name].dtype != pl.Null]
+    given = [name for name in OF_IMAGE if name in rows.columns and rows[name].dtype != pl.Null]
     rows = rows.with_columns(
         *[_text(rows, name) for name in ("study_id", *given)],
         _whole_numbers(rows["subject_id"]),

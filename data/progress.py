@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -16,19 +16,21 @@ class Advance(Protocol):
 
 
 @contextmanager
-def progress(what: str, total: int, line_seconds: float = LINE_SECONDS) -> Iterator[Advance]:
-    """A function to call when a step is done; shows done/total, rate and remaining time."""
+def progress(
+    what: str, total: int, line_seconds: float = LINE_SECONDS, clock: Callable[[], float] = time.monotonic
+) -> Iterator[Advance]:
+    """A function to call when a step is done; shows done/total, rate and remaining time. `clock`: seconds."""
     if sys.stderr.isatty():
-        with _bar(what, total) as advance:
+        with _bar(what, total, clock) as advance:
             yield advance
         return
-    start = shown = time.monotonic()
+    start = shown = clock()
     done = 0
 
     def advance(steps: int = 1) -> None:
         nonlocal done, shown
         done += steps
-        now = time.monotonic()
+        now = clock()
         if now - shown >= line_seconds or (done == total and now - start > 1):
             shown = now
             rate = done / max(now - start, 1e-9)
@@ -39,7 +41,7 @@ def progress(what: str, total: int, line_seconds: float = LINE_SECONDS) -> Itera
 
 
 @contextmanager
-def _bar(what: str, total: int) -> Iterator[Advance]:
+def _bar(what: str, total: int, clock: Callable[[], float]) -> Iterator[Advance]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -47,13 +49,13 @@ def _bar(what: str, total: int) -> Iterator[Advance]:
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )  # fmt: skip
-    start = time.monotonic()
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    start = clock()
+    with Progress(*columns, console=Console(stderr=True), get_time=clock) as bar:
         task = bar.add_task(what, total=total, rate="")
 
         def advance(steps: int = 1) -> None:
             bar.advance(task, steps)
-            rate = bar.tasks[0].completed / max(time.monotonic() - start, 1e-9)
+            rate = bar.tasks[0].completed / max(clock() - start, 1e-9)
             bar.update(task, rate=f"{rate:.3g}/s")
 
         yield advance

@@ -16,23 +16,30 @@ from ttepretrain.volume.source import declared_os_errors, source_files, source_h
 
 def trusted_hash(path: Path, folder: Path) -> str:
     """source_hash(path); the remembered one where no file's size or date has changed. Raises as source_hash does."""
-    stamp = folder / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:40]}.stamp"
-    with declared_os_errors():
-        files = _digest(path)
     try:
-        known = json.loads(stamp.read_text())
-        if known["files"] == files:
+        known = json.loads(_stamp(path, folder).read_text())
+        if known["files"] == _digest(path):
             return known["source_hash"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         pass
-    found = source_hash(path)
-    write_atomic(stamp, json.dumps({"files": files, "source_hash": found}))
+    return remembered_hash(path, folder)
+
+
+def remembered_hash(path: Path, folder: Path) -> str:
+    """source_hash(path), whatever was remembered; from now on this is."""
+    files, found = _digest(path), source_hash(path)
+    write_atomic(_stamp(path, folder), json.dumps({"files": files, "source_hash": found}))
     return found
+
+
+def _stamp(path: Path, folder: Path) -> Path:
+    return folder / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:40]}.stamp"
 
 
 def _digest(path: Path) -> str:
     digest = hashlib.sha256()
-    for file in source_files(path):
-        stat = file.stat()
-        digest.update(os.fsencode(file) + f"\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+    with declared_os_errors():
+        for file in source_files(path):
+            stat = file.stat()
+            digest.update(os.fsencode(file) + f"\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
     return digest.hexdigest()

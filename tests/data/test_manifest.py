@@ -40,6 +40,7 @@ def test_parquet_and_csv_give_the_same_studies_sorted_by_id(tmp_path, suffix):
         "split": ["held_out", "train"],
         "series_uid": [None, None],
         "patient_id": [None, None],
+        "image_sha256": [None, None],
         "site": ["y", "x"],
     }
     assert table.frame.schema["study_time"] == pl.Datetime("us")

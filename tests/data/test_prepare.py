@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pydicom
 import pytest
 
 from data import prepare, trusted
-from data.cache import read_volume
+from data.cache import VolumeRecord, hash_voxels, read_volume, write_volume
 from data.prepare import PreparedVolume, prepare_study
 from data.quarantine import Quarantined
 from data.testing import chest, write_dicom, write_nifti
@@ -96,6 +97,11 @@ def test_the_tables_series_and_patient_are_asked_of_the_images(root, cache):
     write_dicom(root / "two" / "a", chest(2))
     write_dicom(root / "two" / "b", chest(3)[:-2])
     uids = [pydicom.dcmread(min((root / "two" / name).iterdir())).SeriesInstanceUID for name in "ab"]
+    study_uid = pydicom.dcmread(min((root / "two" / "a").iterdir())).StudyInstanceUID
+    for file in (root / "two" / "b").iterdir():
+        dataset = pydicom.dcmread(file)
+        dataset.StudyInstanceUID = study_uid
+        dataset.save_as(file)
     by_rule = prepare_study(("s", "two", None, None), root, cache, SPEC)
     first, second = (prepare_study(("s", "two", uid, None), root, cache, SPEC) for uid in uids)
     assert by_rule.record.voxel_hash == first.record.voxel_hash != second.record.voxel_hash
@@ -128,14 +134,72 @@ def test_two_series_in_one_folder_are_told_apart_by_the_file_that_is_named(tmp_p
     assert first.content_key != second.content_key
 
 
-def test_a_damaged_cached_file_is_made_again(root, cache):
+def flipped(data: bytes) -> bytes:
+    return data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :]
+
+
+def of_another_study(file: Path) -> None:
+    write_volume(file.with_name("other.b2nd"), *sealed(chest(9, (12, 16, 20))))
+    file.with_name("other.b2nd").replace(file)
+
+
+def folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+    (file / "chunk").touch()
+
+
+def sealed(hu_DHW: np.ndarray) -> tuple[np.ndarray, VolumeRecord]:
+    return hu_DHW, VolumeRecord(list(hu_DHW.shape), [1.0] * 3, [0.0] * 16, [], {}, [1.0] * 3, "", hash_voxels(hu_DHW))
+
+
+BAD_ENTRIES = {
+    "truncated": lambda file: file.write_bytes(file.read_bytes()[:-900]),
+    "empty": lambda file: file.write_bytes(b""),
+    "a flipped bit": lambda file: file.write_bytes(flipped(file.read_bytes())),
+    "another study's": of_another_study,
+    "another shape, well sealed": lambda file: write_volume(file, *sealed(chest(1, (12, 16, 21)))),
+    "no volume": lambda file: file.write_text("CANARY"),
+    "a folder": folder,
+    "a link to nowhere": lambda file: (file.unlink(), file.symlink_to("nowhere")),
+}
+
+
+@pytest.mark.parametrize("damage", BAD_ENTRIES.values(), ids=BAD_ENTRIES)
+def test_a_bad_entry_of_the_cache_is_made_again_to_the_byte(root, cache, damage):
     first = prepare_study(("s", "a.nii.gz"), root, cache, SPEC)
     file = cache / f"{first.content_key}.b2nd"
     good = file.read_bytes()
-    file.write_bytes(good[: len(good) // 2])
+    damage(file)
     again = prepare_study(("s", "a.nii.gz"), root, cache, SPEC)
-    assert not again.reused
+    assert (again.reused, again.checksum) == (False, first.checksum)
     assert file.read_bytes() == good
+    assert prepare_study(("s", "a.nii.gz"), root, cache, SPEC).reused
+
+
+def test_an_entry_of_an_earlier_version_is_not_used(root, cache, monkeypatch):
+    monkeypatch.setattr("data.cache.PREPROCESS_VERSION", -1)
+    stale = prepare_study(("s", "a.nii.gz"), root, cache, SPEC)
+    monkeypatch.undo()
+    fresh = prepare_study(("s", "a.nii.gz"), root, cache, SPEC)
+    assert (fresh.reused, fresh.content_key == stale.content_key) == (False, False)
+
+
+@pytest.mark.parametrize("image", ["a.nii", "b"])
+def test_a_flipped_byte_is_seen_where_the_table_gives_the_images_hash(root, cache, image):
+    """A3: by itself an uncompressed file looks as good as before. The sum of a folder is what a shell makes of it."""
+    write_nifti(root / "a.nii", chest(1))
+    command = 'cd "$0" && find -L . -type f -exec sha256sum {} + | cut -c1-64 | LC_ALL=C sort | sha256sum'
+    shell = ["bash", "-c", command, root / image] if image == "b" else ["sha256sum", root / image]
+    stated = subprocess.run(shell, capture_output=True, text=True, check=True).stdout[:64]
+    study = ("s", image, None, None, stated.upper())
+    assert isinstance(prepare_study(study, root, cache, SPEC), PreparedVolume)
+    assert prepare_study(study, root, cache, SPEC).reused
+    flip(root / image if image == "a.nii" else sorted((root / image).iterdir())[5])
+    assert isinstance(prepare_study(("s", image), root, cache, SPEC), PreparedVolume)
+    for trust_mtime in (False, True):
+        record = prepare_study(study, root, cache, SPEC, trust_mtime)
+        assert (record.code, record.detail[:9]) == ("HASH_MISMATCH", "the files")
 
 
 @pytest.mark.parametrize("name", [b"\xff\xfe latin", b"-rf", b"two\nlines", b"x" * 255])
@@ -246,15 +310,17 @@ def flip(file: Path) -> None:
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
-def test_a_stamp_that_was_stale_before_is_not_believed(root, cache):
-    """The voxels would lie in the cache under the name of other bytes."""
+def test_a_stamp_that_was_stale_before_is_made_again_and_the_study_kept(root, cache):
+    """The voxels lie in the cache under the name of the bytes they were made of, also in later runs."""
     first = prepare_study(("s", "b"), root, cache, SPEC, trust_mtime=True)
     (cache / f"{first.content_key}.b2nd").unlink()
     flip(sorted((root / "b").iterdir())[5])
-    assert prepare_study(("s", "b"), root, cache, SPEC, trust_mtime=True) == CHANGED
-    assert not list(cache.glob("*.b2nd"))
-    sound = prepare_study(("s", "b"), root, cache, SPEC)
-    assert sound.content_key != first.content_key
+    kept = prepare_study(("s", "b"), root, cache, SPEC, trust_mtime=True)
+    assert [file.stem for file in cache.glob("*.b2nd")] == [kept.content_key]
+    for trust_mtime in (False, True):
+        again = prepare_study(("s", "b"), root, cache, SPEC, trust_mtime)
+        assert (again.reused, again.content_key, again.record) == (True, kept.content_key, kept.record)
+    assert kept.record.source_hash != first.record.source_hash
 
 
 TOUCHES = {

@@ -93,6 +93,43 @@ def test_an_uneven_tilted_head_is_read_and_flagged(fixtures):
     assert reason_of(folder / "exam_summary") == Reason.NOT_CT
 
 
+def test_the_uneven_tilted_head_has_the_hu_of_its_files(fixtures):
+    """Steps of 4.0, 1.08 and 7.0 mm along the normal; each voxel lies between those of the two files around it.
+
+    By pydicom and numpy alone: stored values, padding to air, linear in z between slices that differ in z alone.
+    """
+    image = read_ct(fixtures / "ct_dcmqa_ge_tilt" / "GE")
+    slices = [pydicom.dcmread(file) for file in (fixtures / "ct_dcmqa_ge_tilt" / "GE").iterdir()]
+    slices.sort(key=lambda dataset: dataset.ImagePositionPatient[2])
+    first = np.array(slices[0].ImagePositionPatient, float)
+    along_W, along_H = np.reshape(np.array(slices[0].ImageOrientationPatient, float), (2, 3))
+    normal = np.cross(along_W, along_H)
+    positions = np.array([dataset.ImagePositionPatient for dataset in slices], float)
+    steps_mm = np.diff(positions @ normal)
+    np.testing.assert_allclose(steps_mm, [4.0019] * 13 + [1.0811] + [6.9986] * 13, atol=1e-4)
+    assert {float(dataset.GantryDetectorTilt) for dataset in slices} == {18.5}
+    assert np.degrees(np.arccos(normal[2])) == pytest.approx(18.5, abs=0.01)
+    np.testing.assert_array_equal(positions[:, :2], np.broadcast_to(first[:2], (28, 2)))
+
+    stored = np.stack([dataset.pixel_array for dataset in slices]).astype(float)
+    assert {(d.RescaleSlope, d.RescaleIntercept, d.PixelPaddingValue) for d in slices} == {(1, 0, -1500)}
+    hu_DHW = np.where(stored == -1500, -1024, stored)
+    to_ras = np.diag([-1.0, -1.0, 1.0])
+    depth = image.hu_DHW.shape[0]
+    assert depth == 1 + round(steps_mm.sum() / steps_mm.min())
+    for d in range(0, depth, 5):
+        corner = to_ras @ image.affine[:3] @ [d, 0, 0, 1]
+        np.testing.assert_allclose(corner[:2], first[:2], atol=1e-4)
+        at = np.interp(corner[2], positions[:, 2], np.arange(28))
+        low, share = min(int(at), 26), at - min(int(at), 26)
+        expected = (1 - share) * hu_DHW[low] + share * hu_DHW[low + 1]
+        np.testing.assert_allclose(image.hu_DHW[d], expected, atol=0.6)
+    last = to_ras @ image.affine[:3] @ [depth - 1, 511, 511, 1]
+    assert last == pytest.approx(
+        positions[-1] + 511 * (along_W + along_H) * 0.4882812, abs=steps_mm.min() / 2
+    )  # the grid ends within half a step of the last file
+
+
 LOSSY = {"1.2.840.10008.1.2.4.81", "1.2.840.10008.1.2.4.91"}
 REFUSED = {  # 12-bit lossy JPEG and its retired kin; 8-bit JPEG holds no HU
     "1.2.840.10008.1.2.4.50": Reason.NOT_CT,
@@ -180,10 +217,6 @@ def test_mr_series_lie_where_their_nifti_twins_say_below_the_gate_that_refuses_t
         np.testing.assert_array_equal(np.asarray(truth.dataobj)[tuple(np.rint(at).astype(int).T)], stored_DHW.ravel())
 
 
-def test_an_enhanced_scan_of_two_frames_is_no_volume(fixtures):
-    assert reason_of(fixtures / "dicom_pydicom_odd" / "eCT_Supplemental.dcm") == Reason.TOO_FEW_SLICES
-
-
 def test_a_dicomdir_is_not_followed(fixtures, tmp_path):
     """B5: a directory's references, whatever they point at, are not read; it is only one more file."""
     shutil.copytree(fixtures / "ct_cip_lowres" / "ct-64Dicom", tmp_path / "scan")
@@ -201,19 +234,3 @@ def test_a_dicomdir_is_not_followed(fixtures, tmp_path):
     np.testing.assert_array_equal(after.hu_DHW, before.hu_DHW)
     assert after.flags == before.flags
     assert reason_of(tmp_path / "scan" / "DICOMDIR") == Reason.NOT_IMAGE
-
-
-def test_hostile_files_end_in_a_declared_reason(fixtures):
-    """Every odd DICOM and NIfTI file by itself: read or refused with a reason, never another exception."""
-    files = [f for f in (fixtures / "dicom_pydicom_odd").rglob("*") if f.suffix == ".dcm" or "dicomdir" in str(f)]
-    files += [f for f in (fixtures / "nifti_edge").rglob("*") if f.is_file() and ".nii" in f.name]
-    crashes = [f for f in (fixtures / "nifti_edge").rglob("crash*") if f.is_file()]
-    assert len(files) > 40
-    reasons = set()
-    for file in files + crashes:
-        try:
-            read_ct(file)
-        except BadStudy as refusal:
-            reasons.add(refusal.code)
-    assert reasons <= set(Reason)
-    assert len(reasons) >= 6

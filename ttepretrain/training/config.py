@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ttepretrain.config import require, require_choice
 
 ARMS = ("tte", "visit", "mtl", "ssl")  # ttepretrain/training/objectives
+STARTS = ("base_random", "base")  # in evaluations: encoders before their first step, of random weights or loaded ones
 
 
 @dataclass
@@ -26,6 +27,8 @@ class TrainConfig:
     precision: str = "auto"  # fp32 | bf16 | auto: bf16 where the device computes it and a self-test agrees with fp32
     zero_stage: int = 0  # DeepSpeed ZeRO 0..3: what ranks share out: nothing, optimizer, gradients, weights
     augment: float = 1.0  # share of the limits in volume/augment.py; 0: none
+    augment_flip: float = 0.0  # share of the views mirrored left to right; 0: none, since the sides of a body differ
+    augment_blur: float = 0.0  # voxels, largest standard deviation of a view's Gaussian blur; 0: none
     seed: int = 0
     checkpoint_minutes: float = 10.0  # wall time between checkpoints, 0: every step; one more after every epoch
     keep_checkpoints: int = 3
@@ -45,6 +48,8 @@ class TrainConfig:
         require(self.head_fit_deviation > 0, "train.head_fit_deviation", self.head_fit_deviation, "must be positive")
         require(0 <= self.warmup_fraction < 1, "train.warmup_fraction", self.warmup_fraction, "must lie in [0, 1)")
         require(0 <= self.augment <= 2, "train.augment", self.augment, "must lie between 0 and 2")
+        require(0 <= self.augment_flip <= 1, "train.augment_flip", self.augment_flip, "must lie between 0 and 1")
+        require(0 <= self.augment_blur <= 5, "train.augment_blur", self.augment_blur, "must lie between 0 and 5")
         require(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "must not be negative")
         require(self.seed >= 0, "train.seed", self.seed, "must not be negative")
         require(

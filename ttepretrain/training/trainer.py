@@ -157,7 +157,8 @@ class Trainer:
         epoch, position = self.place()
         seeds_B = study_seeds(config.seed, epoch, batch.study_rank_B)
         batch = batch.to(self.ranks.device)
-        hu_BDHW = augment(batch.volume_BDHW, seeds_B, config.augment) if config.augment else batch.volume_BDHW
+        views = config.augment, config.augment_flip, config.augment_blur
+        hu_BDHW = augment(batch.volume_BDHW, seeds_B, *views) if any(views) else batch.volume_BDHW
 
         self.engine.train()
         given, target = self.objective.example(hu_BDHW, seeds_B, batch)
