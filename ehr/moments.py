@@ -1,6 +1,6 @@
-"""Moments: successive events of one subject at one time. The loops over all rows of the files.
+"""The loops over all rows of the files.
 
-A death is a moment of its own, as its time may be read otherwise.
+Moment: successive events of one subject at one time; a death is a moment of its own, as its time may be read otherwise.
 """
 
 from __future__ import annotations
@@ -45,3 +45,32 @@ def kinds_of_codes(code: np.ndarray, kind: np.ndarray, rows: np.ndarray, num_cod
             highest[code[event]] = max(highest[code[event]], kind[place])
         begin += rows[place]
     return highest
+
+
+@compiled
+def usable_rows(
+    time: np.ndarray, code: np.ndarray, named: np.ndarray, birth: np.ndarray, first: int, late: int, spikes: tuple
+) -> tuple[np.ndarray, int, int]:
+    """bool [E], rows with a code and a date that means something; how many have no code, how many no such date.
+
+    time: int64 us, NEVER for static events. named, birth: bool of every code. A date up to `first`, from `late` on or
+    at one of the two `spikes` is a placeholder, the last not for a birth.
+    """
+    usable, uncoded, placeholders = np.empty(len(code), np.bool_), 0, 0
+    for event in range(len(code)):
+        at, coded = time[event], named[code[event]]
+        spike = ((at == spikes[0]) | (at == spikes[1])) & coded & (not birth[code[event]])
+        placeholder = (at <= first) | ((at >= late) & (at != NEVER)) | spike
+        usable[event] = coded & (not placeholder)
+        uncoded += not coded
+        placeholders += placeholder
+    return usable, uncoded, placeholders
+
+
+@compiled
+def looked_up(table: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """table[places]; numpy would make 8 bytes of every place first."""
+    found = np.empty(len(places), table.dtype)
+    for n in range(len(places)):
+        found[n] = table[places[n]]
+    return found

@@ -1,6 +1,6 @@
 """What one pass over the records leaves for the next, in files of a scratch folder.
 
-survey  --spool: moments and codes of the wanted subjects' events as integers, 6 bytes per event-->  count
+survey  --spool: moments and codes of the wanted subjects' events as integers, 4 bytes per event-->  count
 count   --stash: what each study knows of each code and ancestor, 34 kB per study-->                 label
 label   --rows: label rows, 30 kB per study-->                                                       tables
 
@@ -26,8 +26,8 @@ def _path(folder: Path, number: int, part: str) -> Path:
     return folder / f".{number}.{part}.tmp"  # ttepretrain.files.TEMPORARY: prepare removes what a kill left
 
 
-# Files and their types; a spool and a stash may have the same number.
-_SPOOLED = {"time": np.int64, "size": np.uint32, "code": np.int32}
+# Files and their types, beside _code_type; a spool and a stash may have the same number.
+_SPOOLED = {"time": np.int64, "size": np.uint32}
 _STASHED = {"cell_count": np.int64, "cell_code": np.int32, "cell_state": np.uint8, "cell_days": np.float64}
 
 
@@ -39,7 +39,9 @@ class SpoolWriter:
         self._num_events = self._num_moments = self._num_names = 0
         self._names = [pl.Series("code", [], pl.String)]
         self._open = ExitStack()
-        self._files = [self._open.enter_context(_path(folder, number, part).open("wb")) for part in _SPOOLED]
+        self._files = {
+            p: self._open.enter_context(_path(folder, number, p).open("wb")) for p in ("time", "size", "code")
+        }
 
     def __enter__(self) -> SpoolWriter:
         return self
@@ -55,6 +57,17 @@ class SpoolWriter:
         _path(self._folder, self._number, "place").write_bytes(place.to_numpy().data)
         return names, place.to_numpy()
 
+    def _write(self, part: str, column: np.ndarray) -> None:
+        self._files[part].write(column.data)  # tofile would tell of a full disk without its number
+
+    def _widen(self) -> None:
+        """Writes the codes so far again."""
+        self._files["code"].close()
+        path = _path(self._folder, self._number, "code")
+        narrow = np.fromfile(path, np.uint16)
+        self._files["code"] = self._open.enter_context(path.open("wb"))
+        self._write("code", narrow.astype(np.int32))
+
     def append(self, time: np.ndarray, size: np.ndarray, code: np.ndarray, names: pl.Series) -> tuple[int, int]:
         """Place of the first of the moments, and of the first of the events.
 
@@ -62,12 +75,19 @@ class SpoolWriter:
         """
         first = self._num_moments, self._num_events
         self._num_moments, self._num_events = self._num_moments + len(time), self._num_events + len(code)
-        columns = time, size, code + np.int32(self._num_names)
-        for file, column, dtype in zip(self._files, columns, _SPOOLED.values()):
-            file.write(column.astype(dtype, copy=False).data)  # tofile would tell of a full disk without its number
+        before, self._num_names = self._num_names, self._num_names + len(names)
         self._names.append(names)
-        self._num_names += len(names)
+        if _code_type(self._num_names) != _code_type(before):
+            self._widen()
+        self._write("time", time)
+        self._write("size", size.astype(_SPOOLED["size"]))
+        self._write("code", (code + np.int32(before)).astype(_code_type(self._num_names)))
         return first
+
+
+def _code_type(num_names: int) -> type:
+    """Of the places in that many names: half of the bytes where they fit."""
+    return np.uint16 if num_names <= 1 << 16 else np.int32
 
 
 def read_spool(
@@ -77,15 +97,18 @@ def read_spool(
 
     subjects: rows of Survey.subjects; what comes back is in their order.
     """
-    time, size, code = (np.memmap(_path(folder, number, part), dtype, "r") for part, dtype in _SPOOLED.items())
+    from ehr.moments import looked_up  # a worker's
+
+    place = np.fromfile(_path(folder, number, "place"), np.int32)
+    types = _SPOOLED | {"code": _code_type(len(place))}
+    time, size, code = (np.memmap(_path(folder, number, part), dtype, "r") for part, dtype in types.items())
     numbers = pl.DataFrame({"code": names}).with_row_index("number")
     own = pl.read_ipc(_path(folder, number, "names")).join(numbers, on="code", how="left", maintain_order="left")
     # null: a string that no event of a wanted subject has
-    place = own["number"].fill_null(0).cast(pl.Int32).to_numpy()
-    place = place.take(np.fromfile(_path(folder, number, "place"), np.int32))
+    place = own["number"].fill_null(0).cast(pl.Int32).to_numpy().take(place)
     moments = _places(subjects["first_moment"].to_numpy(), subjects["moments"].to_numpy())
     events = _places(subjects["begin"].to_numpy(), subjects["rows"].to_numpy())
-    return np.asarray(time[moments]), size[moments].astype(np.int64), place.take(code[events])
+    return np.asarray(time[moments]), size[moments].astype(np.int64), looked_up(place, np.asarray(code[events]))
 
 
 def _places(begin: np.ndarray, count: np.ndarray) -> slice | np.ndarray:

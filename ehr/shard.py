@@ -95,7 +95,9 @@ class Timelines:
 
         They are all that follow-up, visits, phenotypes and covariates look at.
         """
-        chosen, last = special.take(self.code), np.flatnonzero(self.end == np.repeat(self.last, self.count))
+        from ehr.moments import looked_up  # a worker's
+
+        chosen, last = looked_up(special, self.code), np.flatnonzero(self.end == np.repeat(self.last, self.count))
         chosen[slices(self.first[last], self.size[last])] = True
         return self.frame(np.flatnonzero(chosen))
 

@@ -33,7 +33,7 @@ _ALWAYS_PLACEHOLDER = _us(datetime(1900, 1, 1))  # this instant and everything b
 _PLACEHOLDERS = _us(datetime(1970, 1, 1)), _us(datetime(2099, 12, 31))  # midnight exactly; a birth may lie there
 _TOO_LATE = _us(datetime(2300, 1, 1))  # no shifted calendar reaches it
 # a flipped byte can panic inside polars instead of raising
-_UNREADABLE = (pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
+UNREADABLE = (pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
 
 
 _TEXT = pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null
@@ -87,8 +87,8 @@ class MedsSource:
                 for group in range(file.num_row_groups):
                     for rows in file.iter_batches(BATCH_ROWS, [group], list(EVENTS), use_threads=False):
                         yield self._batch(name, rows)
-        except _UNREADABLE as error:
-            raise _unreadable(name, error) from None
+        except UNREADABLE as error:
+            raise unreadable(name, error) from None
 
     def codes(self, name: str) -> pl.Series:
         """Codes that the file's usable events have."""
@@ -96,22 +96,26 @@ class MedsSource:
         return pl.concat([pl.Series("code", [], pl.String), *found]).unique()
 
     def _batch(self, name: str, rows: pa.RecordBatch) -> Batch:
+        from ehr.moments import usable_rows  # a worker's: the driver does without half a second of imports
+
         # polars and not pyarrow makes the numpy arrays: pyarrow would import pandas, .7 s in every worker
         subject_id, (code, codes) = _subject(name, rows.column("subject_id")), _code(rows.column("code"))
         time = self._time(rows.column("time"))
-        named = np.append(codes.ne_missing("").to_numpy() & codes.is_not_null().to_numpy(), False)  # -1: null
-        coded = named[code] if rows.column("code").null_count or not named[:-1].all() else np.ones(len(code), bool)
-        placeholder = (time <= _ALWAYS_PLACEHOLDER) | ((time >= _TOO_LATE) & (time != NEVER))
-        spike = (time == _PLACEHOLDERS[0]) | (time == _PLACEHOLDERS[1])
-        if spike.any():
-            birth = np.append(codes.eq_missing(BIRTH).to_numpy(), False)
-            placeholder |= spike & coded & ~birth[code]
-        counts = {"rows": len(time), "static": rows.column("time").null_count, "null_codes": 0, "placeholder_dates": 0}
-        if coded.all() and not placeholder.any():
+        named, birth = (codes != "").fill_null(False), (codes == BIRTH).fill_null(False)
+        usable, uncoded, placeholders = usable_rows(
+            time,
+            code,
+            *(np.append(of_code.to_numpy(), False) for of_code in (named, birth)),  # the last one: null
+            _ALWAYS_PLACEHOLDER,
+            _TOO_LATE,
+            _PLACEHOLDERS,
+        )
+        counts = {"rows": len(time), "static": rows.column("time").null_count}
+        counts |= {"null_codes": uncoded, "placeholder_dates": placeholders}
+        if not uncoded and not placeholders:
             return Batch(subject_id, time, code, codes, counts, codes.clear())
-        counts |= {"null_codes": int((~coded).sum()), "placeholder_dates": int(placeholder.sum())}
-        usable, dropped = coded & ~placeholder, codes.gather(code[coded & placeholder])
-        return Batch(subject_id[usable], time[usable], code[usable], codes, counts, dropped)
+        dropped = ~usable & np.append(named.to_numpy(), False)[code]
+        return Batch(subject_id[usable], time[usable], code[usable], codes, counts, codes.gather(code[dropped]))
 
     def _time(self, column: pa.Array) -> np.ndarray:
         """int64 us, local; NEVER for null."""
@@ -191,11 +195,11 @@ def read_metadata(folder: Path) -> pl.DataFrame | None:
             raise ConfigError(f"{name}: no column code")
         columns = [pl.col(c).cast(t) if c in schema else pl.lit(None, t).alias(c) for c, t in METADATA.items()]
         return lazy.select(columns).filter(pl.col("code").is_not_null() & (pl.col("code") != "")).collect()
-    except _UNREADABLE as error:
-        raise _unreadable(name, error) from None
+    except UNREADABLE as error:
+        raise unreadable(name, error) from None
 
 
-def _unreadable(name: str, error: Exception) -> IntegrityError:
+def unreadable(name: str, error: Exception) -> IntegrityError:
     return IntegrityError(
         f"{name}: not readable as parquet ({type(error).__name__}); labels need every file, restore it"
     )
