@@ -28,13 +28,20 @@ class _Table(NamedTuple):
     first: np.ndarray  # int64 [C] us, earliest event of the risk set; NEVER without one
 
 
-@compiled
 def count_cells(
     events: Events, scans: Scans, closure: Closure, blackout_us: int, incident: bool
 ) -> tuple[Counts, Cells]:
     """What the shard's train subjects count, and the cells of its followed studies. incident: history leaves the risk
     set.
     """
+    room = len(closure.begin) + len(events.code) // 3  # seldom too little
+    # numpy asks for large pages, numba does not: a third of the time went into touching small ones first
+    arrays = np.empty(room, np.int32), np.empty(room, np.uint8), np.empty(room, np.float64)
+    return _count_cells(events, scans, closure, blackout_us, incident, *arrays)
+
+
+@compiled
+def _count_cells(events, scans, closure, blackout_us, incident, code, state, days):
     num_codes = len(closure.begin) - 1
     own, meant = _empty(num_codes), _empty(num_codes)
     none = np.zeros(num_codes, np.int64)
@@ -42,8 +49,6 @@ def count_cells(
     last_patient, codes = np.full(num_codes, -1), np.empty(num_codes, np.int32)
     size, timed = 0, 0
     count = np.zeros(len(scans.subject), np.int64)
-    room = num_codes + len(events.code) // 3  # seldom too little
-    code, state, days = np.empty(room, np.int32), np.empty(room, np.uint8), np.empty(room, np.float64)
     for n in range(len(scans.subject)):
         if size + num_codes > len(code):
             code, state, days = _longer(code, num_codes), _longer(state, num_codes), _longer(days, num_codes)
@@ -143,15 +148,19 @@ def _keep(table, codes, scans, n, kept, state, days):
     return size, timed
 
 
-@compiled
 def task_rows(cells: Cells, task_of: np.ndarray, num_tasks: int) -> Rows:
     """Tasks with an event in the risk set, with history, of the visit; and all codes that are features.
 
     task_of: int32 [C], the task of every code or -1.
     """
-    length, size = np.zeros((4, len(cells.count)), np.int64), np.zeros(4, np.int64)
     event, event_days = np.empty(len(cells.days), np.int32), np.empty(len(cells.days), np.float64)
-    history, visit, past = [np.empty(len(cells.code), np.int32) for _ in range(3)]
+    history, visit, past = (np.empty(len(cells.code), np.int32) for _ in range(3))
+    return _task_rows(cells, task_of, num_tasks, event, event_days, history, visit, past)
+
+
+@compiled
+def _task_rows(cells, task_of, num_tasks, event, event_days, history, visit, past):
+    length, size = np.zeros((4, len(cells.count)), np.int64), np.zeros(4, np.int64)
     state_K, days_K = np.zeros(num_tasks, np.uint8), np.zeros(num_tasks, np.float64)  # of one study
     begin, timed = 0, 0
     for n in range(len(cells.count)):

@@ -67,10 +67,13 @@ def usable_rows(
     return usable, uncoded, placeholders
 
 
-@compiled
 def looked_up(table: np.ndarray, places: np.ndarray) -> np.ndarray:
     """table[places]; numpy would make 8 bytes of every place first."""
-    found = np.empty(len(places), table.dtype)
+    return _looked_up(table, places, np.empty(len(places), table.dtype))
+
+
+@compiled
+def _looked_up(table, places, found):
     for n in range(len(places)):
         found[n] = table[places[n]]
     return found
