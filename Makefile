@@ -29,7 +29,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_DISABLE_TELEMETRY := 1
 export DO_NOT_TRACK := 1
 
-.PHONY: help setup cohort prepare pretrain eval test chaos bench lint clean
+.PHONY: help setup cohort prepare pretrain eval test chaos bench bench-gpu lint clean
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
 	@echo "  CONFIG=configs/x.yaml  ARM=tte  NGPU=2  ARGS=\"train.epochs=2 ...\""
@@ -57,10 +57,14 @@ test: $(VENV)/.ready ## the whole suite, against the installed wheel; the source
 	bash tests/installed.sh $(VENV) $(TESTS)
 
 chaos: export TTE_CHAOS_KILLS ?= 20
-chaos: $(VENV)/.ready ## the long fault tests: many kills, many damaged files
+chaos: $(VENV)/.ready ## the long tests: many kills, many damaged files, every encoder and arm learning by heart
 	$(PY) -m pytest -n 0 tests/jobs/test_prepare_chaos.py
 	$(PY) -m pytest -n 0 -m chaos tests/ttepretrain/training/test_overfit.py
 	$(PY) -m pytest -n 2 -m chaos tests/ttepretrain/volume/test_fuzz.py
+
+bench-gpu: $(VENV)/.ready ## measure every encoder on the GPU of this machine (docs/performance.md), its own tests first
+	$(PY) -m pytest -n 0 -m gpu tests/ttepretrain/test_cuda.py
+	$(PY) -m benchmarks.gpu $(ARGS)
 
 bench: $(VENV)/.ready ## measure against the peers; results under benchmarks/results/
 	$(PY) -m benchmarks.labels

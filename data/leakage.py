@@ -28,17 +28,23 @@ def check_leakage(prepared: Path, pretrained: Path) -> None:
             "another one, or its subjects are; overlap cannot be checked. Prepare with prepare.salt_file = the salt "
             "the encoder was trained under, or pretrain again"
         )
-    overlap = trained_on & set(keys.filter(pl.col("split") == "held_out")["subject_key"])
-    if overlap:
-        raise LeakageError(
-            f"{len(overlap)} held-out subjects of {prepared} were used in the pretraining of {pretrained}; "
-            "pretrain again on the present splits"
-        )
+    refuse_overlap(prepared, pretrained)
     ours, theirs = (TaskSet.load(path / "tasks.json").fitted_on for path in (prepared, pretrained / "export"))
     if ours != theirs:
         raise LeakageError(
             f"tasks, bins and rates of {pretrained} were fitted on {theirs['count']} train subjects that are not the "
             f"{ours['count']} of {prepared}; pretrain again on the present splits"
+        )
+
+
+def refuse_overlap(prepared: Path, pretrained: Path) -> None:
+    """Raise LeakageError for a held-out subject in that run's `subjects.parquet`; folders of other salts have none."""
+    keys = pl.read_parquet(prepared / "keys.parquet").filter(pl.col("split") == "held_out")["subject_key"].unique()
+    overlap = keys.is_in(pl.read_parquet(pretrained / "subjects.parquet")["subject_key"].implode()).sum()
+    if overlap:
+        raise LeakageError(
+            f"{overlap} held-out subjects of {prepared} were used in the pretraining of {pretrained}; "
+            "pretrain again on the present splits"
         )
 
 

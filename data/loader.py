@@ -14,7 +14,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,7 +59,7 @@ class PreparedStudies:
     @classmethod
     def open(cls, prepared: Path, split: str) -> PreparedStudies:
         """Raises ConfigError for a folder that jobs.prepare has not finished, IntegrityError for a changed file."""
-        manifest = _verified_manifest(prepared)
+        manifest = verified_manifest(prepared, NEEDED)
         labels, ids = LabelTable.read(prepared / "labels.parquet")
         study_id = ids["study_id"]
         if (study_id[:-1] >= study_id[1:]).any():
@@ -199,7 +199,8 @@ def _read_patiently(studies: PreparedStudies, row: int) -> np.ndarray:
     return studies.read_hu(row)
 
 
-def _verified_manifest(prepared: Path) -> dict:
+def verified_manifest(prepared: Path, needed: Sequence[str]) -> dict:
+    """manifest.json. Raises ConfigError where it lacks a needed file, IntegrityError where one has changed."""
     try:
         manifest = json.loads((prepared / "manifest.json").read_text())
         files = manifest["files"]
@@ -207,10 +208,10 @@ def _verified_manifest(prepared: Path) -> dict:
         raise ConfigError(f"{prepared} is not prepared; run jobs.prepare with the same configuration first") from None
     except (ValueError, KeyError, TypeError):
         raise IntegrityError("prepared/manifest.json is damaged; run jobs.prepare again") from None
-    absent = [name for name in NEEDED if name not in files]
+    absent = [name for name in needed if name not in files]
     if absent:
         raise ConfigError(f"prepared/ has no {', '.join(absent)}; run jobs.prepare with stages labels and volumes")
-    for name in NEEDED:
+    for name in needed:
         path = prepared / name
         if not path.is_file() or sha256_of(path) != files[name]["sha256"]:
             raise IntegrityError(f"prepared/{name} does not match manifest.json; run jobs.prepare again")

@@ -10,7 +10,7 @@ from data.config import CohortConfig, InputConfig, PrepareConfig
 from ehr.config import EhrConfig
 from ttepretrain.config import load_config, require, require_choice, valid_keys
 from ttepretrain.models.config import ExportConfig, ModelConfig
-from ttepretrain.training.config import ARMS, TrainConfig
+from ttepretrain.training.config import ARMS, DEFAULT_LR, DEFAULT_LR_OF, STARTS, TrainConfig
 from ttepretrain.volume.spec import VolumeConfig
 
 
@@ -21,7 +21,7 @@ class PathsConfig:
 
 @dataclass
 class EvalConfig:
-    arms: list[str] = field(default_factory=lambda: ["base_random", "tte"])  # base_random and trained ones
+    arms: list[str] = field(default_factory=lambda: ["base_random", "tte"])  # of untrained encoders and trained ones
     horizons_days: list[float] = field(default_factory=lambda: [30.0, 180.0, 365.0])
     bootstraps: int = 1000  # patient resamples behind every interval
     batch_size: int = 8  # studies embedded at once
@@ -31,7 +31,7 @@ class EvalConfig:
     def __post_init__(self) -> None:
         require(len(self.arms) > 0, "eval.arms", self.arms, "must name at least one arm")
         for arm in self.arms:
-            require_choice("eval.arms", arm, ("base_random", *ARMS))
+            require_choice("eval.arms", arm, (*STARTS, *ARMS))
         require_choice("eval.precision", self.precision, ("auto", "fp32", "bf16"))
         require(self.batch_size >= 1, "eval.batch_size", self.batch_size, "must be at least 1")
         require(self.seed >= 0, "eval.seed", self.seed, "must not be negative")
@@ -67,6 +67,8 @@ class RunConfig:
             self.name not in ("", ".", "..") and "/" not in self.name,
             "name", self.name, "must be a folder name",
         )  # fmt: skip
+        if self.train.lr is None:
+            self.train.lr = DEFAULT_LR_OF.get(self.model.encoder, DEFAULT_LR)
 
     @property
     def folder(self) -> Path:
@@ -107,6 +109,12 @@ def without_input_paths(config: RunConfig) -> RunConfig:
 
 def read_run_config(arguments: list[str], program: str, description: str) -> RunConfig:
     """Configuration of `python -m PROGRAM CONFIG [key=value ...]`; `--help` lists every key."""
+    parsed = run_parser(program, description).parse_args(arguments)
+    return load_config(RunConfig, parsed.config, parsed.overrides)
+
+
+def run_parser(program: str, description: str) -> argparse.ArgumentParser:
+    """Parser of `config` and `overrides`; further options need its parse_intermixed_args."""
     parser = argparse.ArgumentParser(
         prog=f"python -m {program}",
         description=description,
@@ -114,5 +122,4 @@ def read_run_config(arguments: list[str], program: str, description: str) -> Run
     )
     parser.add_argument("config", type=Path, help="YAML file with what this run changes, e.g. configs/default.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes on top of the file")
-    parsed = parser.parse_args(arguments)
-    return load_config(RunConfig, parsed.config, parsed.overrides)
+    return parser

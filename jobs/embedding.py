@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,8 @@ from ttepretrain.errors import ConfigError, IntegrityError
 from ttepretrain.export import load_encoder
 from ttepretrain.files import replacing, sha256_of
 from ttepretrain.models.encoder import build_encoder
+from ttepretrain.models.initial import initial_digest
+from ttepretrain.training.config import STARTS
 from ttepretrain.training.precision import choose_precision
 from ttepretrain.volume.spec import VolumeSpec
 
@@ -38,25 +40,61 @@ class Arm:
     embedder: Embedder
 
 
-def open_arm(name: str, pretrained: Path, spec: VolumeSpec, device: str) -> Arm:
-    """The encoder that the run in `pretrained` exported; of `base_random` the one it started from, never trained."""
-    if name != "base_random":
-        embedder = load_encoder(pretrained / "export", device)
-        if embedder.spec != spec:
-            raise IntegrityError(
-                f"the export reads volumes of {embedder.spec.to_json()} and prepared/ holds {spec.to_json()}; "
-                "prepare with the volume.* keys of the export"
-            )
-        return Arm(name, sha256_of(pretrained / "export" / "manifest.json"), embedder)
-    run = load_config(RunConfig, pretrained / "config.yaml")
-    if run.model.init != "random":
-        raise ConfigError(
-            "eval.arms: the run started from the weights in model.init, so its start is not base_random; "
-            f"leave that arm out: eval.arms=[{pretrained.name}]"
+def open_trained(pretrained: Path, spec: VolumeSpec, device: str) -> Arm:
+    """The encoder that the run in `pretrained` exported."""
+    embedder = load_encoder(pretrained / "export", device)
+    if embedder.spec != spec:
+        raise IntegrityError(
+            f"the export reads volumes of {embedder.spec.to_json()} and prepared/ holds {spec.to_json()}; "
+            "prepare with the volume.* keys of the export"
         )
-    recipe = json.dumps([asdict(run.model), spec.to_json(), run.train.seed])
+    return Arm(pretrained.name, sha256_of(pretrained / "export" / "manifest.json"), embedder)
+
+
+def open_start(name: str, pretrained: Sequence[Path], spec: VolumeSpec, device: str) -> Arm:
+    """The encoder that those runs started from whose weights were random (`base_random`) or loaded (`base`).
+
+    Raises ConfigError where none did or where two started differently, IntegrityError where `model.init` has changed.
+    """
+    runs = {folder: load_config(RunConfig, folder / "config.yaml") for folder in pretrained}
+    runs = {folder: run for folder, run in runs.items() if (run.model.init == "random") == (name == "base_random")}
+    if not runs:
+        how, other = ("loaded", "base") if name == "base_random" else ("random", "base_random")
+        raise ConfigError(f"eval.arms: the trained arms started from {how} weights; name {other} in place of {name}")
+    recipes = {_recipe(run, folder, spec) for folder, run in runs.items()}
+    if len(recipes) > 1:
+        arms = " and ".join(folder.name for folder in runs)
+        raise ConfigError(f"eval.arms: {arms} started from different encoders; compare them with {name} one by one")
+    folder, run = next(iter(runs.items()))
+    if initial_digest(run.model) != _started_from(folder):
+        raise IntegrityError(f"model.init of arm {folder.name} has changed since that run; put the old weights back")
     encoder = build_encoder(run.model, spec.num_channels, run.train.seed, spec.spacing_mm)
-    return Arm(name, hashlib.sha256(recipe.encode()).hexdigest(), Embedder(encoder, spec, device))
+    return Arm(name, hashlib.sha256(recipes.pop().encode()).hexdigest(), Embedder(encoder, spec, device))
+
+
+def runs_before(pretrained: Path) -> list[Path]:
+    """Runs whose exports this one started from, one after the other, as far back as their folders are there."""
+    found: list[Path] = []
+    folder = pretrained
+    while folder not in found and (folder / "config.yaml").exists():
+        found.append(folder)
+        model = load_config(RunConfig, folder / "config.yaml").model
+        if model.init_kind != "export":
+            break
+        folder = Path(model.init).parent
+    return found[1:]
+
+
+def _recipe(run: RunConfig, folder: Path, spec: VolumeSpec) -> str:
+    """All that decides the encoder before its first step."""
+    model = run.model.identity()
+    del model["head_dim"]
+    return json.dumps([model, _started_from(folder), spec.to_json(), run.train.seed])
+
+
+def _started_from(folder: Path) -> str | None:
+    """Digest of the weights that the run loaded; None of random ones."""
+    return json.loads((folder / "provenance.json").read_text()).get("model_init_sha256")
 
 
 def embed_arms(config: RunConfig, splits: Sequence[PreparedStudies], device: str) -> dict[str, np.ndarray]:
@@ -66,10 +104,12 @@ def embed_arms(config: RunConfig, splits: Sequence[PreparedStudies], device: str
     """
     path = config.eval_folder / "embeddings.parquet"
     spec = splits[0].spec
-    folder = {name: config.pretrain_folder(name) for name in config.eval.arms} | {
-        "base_random": config.trained_folders[0]  # all arms of a run start from the same encoder
-    }
-    arms = [open_arm(name, folder[name], spec, device) for name in config.eval.arms]
+    arms = [
+        open_start(name, config.trained_folders, spec, device)
+        if name in STARTS
+        else open_trained(config.pretrain_folder(name), spec, device)
+        for name in config.eval.arms
+    ]
     made_from = {"prepared": splits[0].fingerprint, "precision": config.eval.precision}
     study_key_N = np.concatenate([studies.study_key for studies in splits])
     split_N = np.repeat([s.split for s in splits], [len(s) for s in splits])

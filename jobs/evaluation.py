@@ -23,13 +23,16 @@ def main(arguments: list[str]) -> None:
         if not path.exists():
             raise ConfigError(f"{path} is not there; run `make {target}` with the same configuration first")
 
-    from data.leakage import check_leakage
+    from data.leakage import check_leakage, refuse_overlap
+    from jobs.embedding import runs_before
     from jobs.report.console import print_table
     from jobs.report.page import write_report
     from ttepretrain.lock import folder_lock
 
     for folder in config.trained_folders:
         check_leakage(config.prepared_folder, folder)
+        for earlier in runs_before(folder):
+            refuse_overlap(config.prepared_folder, earlier)
     config.eval_folder.mkdir(parents=True, exist_ok=True)
     with folder_lock(config.eval_folder):
         rows = evaluate(config)

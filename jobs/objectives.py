@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from data.loader import EvaluationLoader, PreparedStudies
+from data.loader import EvaluationLoader, PreparedStudies, verified_manifest
 from jobs.config import RunConfig
 from ttepretrain.models.decoder import ReconstructionModel
 from ttepretrain.models.encoder import build_encoder
@@ -39,6 +39,7 @@ def objective_of(config: RunConfig, train: PreparedStudies) -> Objective:
     if config.train.arm == "visit":
         bias_1K = base_rate_logits(train.labels, train.tasks.num_tasks)
         return VisitCodes(ScanModel(encoder, head(bias_1K), spec.windows))
+    verified_manifest(train.folder, ["phenotypes.parquet"])
     table = PhenotypeTable.read(train.folder, ("train", "tuning")).learnable(train.study_rank)
     tasks = table.task_set(train.study_rank, train.tasks)
     known = table.label_RQ[train.study_rank]

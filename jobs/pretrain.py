@@ -26,6 +26,7 @@ DECISIVE = (
     "epochs", "batch_size", "lr", "head_lr", "warmup_fraction", "weight_decay", "grad_clip", "augment", "seed",
     "head_fit_studies", "head_fit_deviation",
 )  # fmt: skip
+LATER = ("augment_flip", "augment_blur")  # likewise; checkpoints from before they were there are of runs without
 
 
 def main(arguments: list[str]) -> None:
@@ -128,10 +129,14 @@ def supply_of(config: RunConfig, train, tuning, ranks, precision: str):
 
 def identity_of(config: RunConfig, train, precision: str) -> dict[str, object]:
     """Flat and JSON-like: compared with the checkpoint's, key by key."""
+    from ttepretrain.models.initial import initial_digest
+
     tasks = train.tasks
     values = {f"model.{key}": value for key, value in config.model.identity().items()}
+    values["model.init_sha256"] = initial_digest(config.model)
     values |= {f"volume.{key}": value for key, value in train.spec.to_json().items()}
     values |= {f"train.{key}": getattr(config.train, key) for key in DECISIVE}
+    values |= {f"train.{key}": getattr(config.train, key) or None for key in LATER}
     values |= {
         "train.precision": precision,
         "tasks.codes": f"{len(tasks.codes)} with sha256 {sha256('|'.join(tasks.codes).encode()).hexdigest()[:16]}",
@@ -158,6 +163,7 @@ def write_records(folder: Path, config: RunConfig, train, tuning, trainer) -> No
         "processes": trainer.ranks.world,
         "device": trainer.ranks.device.type,
         "precision": trainer.precision,
+        "model_init_sha256": trainer.supply.identity["model.init_sha256"],
         "zero_stage": config.train.zero_stage,
         "data_fingerprint": train.fingerprint,
         "synthetic": config.synthetic,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ttepretrain.errors import BadDataError, ConfigError
+from ttepretrain.errors import BadDataError
 from ttepretrain.labels import LabelTable, Ragged
 from ttepretrain.tasks import Task, TaskSet
 
@@ -28,16 +28,11 @@ class PhenotypeTable:
 
     @classmethod
     def read(cls, prepared: Path, splits: Sequence[str]) -> PhenotypeTable:
-        """Outcomes of the studies of `splits`; those of all others are not looked at and count as unknown.
-
-        Raises ConfigError when the folder has none.
-        """
+        """Outcomes of the studies of `splits`; those of all others are not looked at and count as unknown."""
         import pyarrow as pa
         import pyarrow.compute as compute
         import pyarrow.parquet as parquet
 
-        if not (prepared / "phenotypes.parquet").is_file():
-            raise ConfigError("prepared/ has no phenotypes.parquet; run jobs.prepare with stage labels")
         labels, ids = LabelTable.read(prepared / "labels.parquet")
         study_id = ids["study_id"].astype(str)
         chosen = pa.array(study_id[np.isin(ids["split"].astype(str), list(splits))].tolist(), pa.string())

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ttepretrain.evaluation.table import BASELINE, TRAINED, Metric
+from ttepretrain.evaluation.table import TRAINED, Metric
+from ttepretrain.training.config import STARTS
 
 WIDTH = 17
 
@@ -17,8 +18,9 @@ def print_table(rows: Sequence[Metric]) -> None:
     arms = list(dict.fromkeys(row.arm for row in c_rows if row.baseline is None))
     phenotypes = list(dict.fromkeys(row.phenotype for row in c_rows))
     cells = {(row.phenotype, row.arm, row.baseline): row for row in c_rows}
-    columns = [(arm, None) for arm in arms] + ([(TRAINED, BASELINE)] if {TRAINED, BASELINE} <= set(arms) else [])
-    titles = [arm if baseline is None else "difference" for arm, baseline in columns]
+    columns = [(arm, None) for arm in arms]
+    columns += [(TRAINED, start) for start in STARTS if {TRAINED, start} <= set(arms)]
+    titles = [arm if baseline is None else f"- {baseline}" for arm, baseline in columns]
     print("Harrell's C, held out [95 %]   " + "".join(title.rjust(WIDTH) for title in titles))
     for phenotype in phenotypes:
         texts = [_cell(cells.get((phenotype, *column))) for column in columns]

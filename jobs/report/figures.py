@@ -11,10 +11,9 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from jobs.report.tables import is_small, title
+from jobs.report.tables import COLOUR, is_small, title
 from ttepretrain.evaluation.table import Metric
 
-COLOUR = {"demographics": "#8a8f98", "base_random": "#d08700", "tte": "#0b5fa5", "oracle": "#1a8a6a"}
 PAGE_FONTS = "Inter, 'Helvetica Neue', Arial, 'Liberation Sans', 'DejaVu Sans', sans-serif"
 WIDTH = 9.8  # inches: the page's column at 96 pixels an inch, so that 9 points stay 9 points
 INK, FAINT = "#1d2530", "#c9ced6"
@@ -49,7 +48,7 @@ def forest(rows: Sequence[Metric], metric: str) -> str | None:
         for row in rows:
             arm = arms.index(row.arm)
             y = -phenotypes.index(row.phenotype) + 0.62 * (0.5 - (arm + 0.5) / len(arms))
-            colour = COLOUR.get(row.arm, INK)
+            colour = COLOUR[row.arm]
             if not math.isnan(row.lo):
                 axes.plot([row.lo, row.hi], [y, y], color=colour, linewidth=1.6, solid_capstyle="round", alpha=0.55)
             axes.plot(row.value, y, "o", color=colour, markersize=5)

@@ -7,17 +7,26 @@ from collections.abc import Sequence
 from html import escape
 
 from jobs.report.console import short
-from ttepretrain.evaluation.table import BASELINE, ORACLE, TRAINED, Metric, pairs_of
+from ttepretrain.evaluation.table import Metric, pairs_of
 
 MIN_CELL = 11  # smaller counts of people are not published (faults.md section 5)
 HIDDEN = f"&lt; {MIN_CELL}"
 NAMES = {
     "demographics": "Age and sex",
-    BASELINE: "Untrained encoder",
-    TRAINED: "TTE pretrained",
-    ORACLE: "Oracle",
+    "base_random": "Untrained encoder",
+    "base": "Loaded weights",
+    "tte": "TTE pretrained",
+    "visit": "Visit codes",
+    "mtl": "Phenotypes",
+    "ssl": "Reconstruction",
+    "oracle": "Oracle",
     "mean": "Mean",
 }
+# The same in every report, told apart also by readers who see no red or green.
+COLOUR = {
+    "demographics": "#8a8f98", "base_random": "#d08700", "base": "#7a5230", "tte": "#0b5fa5", "visit": "#7b4ab0",
+    "mtl": "#c2437a", "ssl": "#45a6d6", "oracle": "#1a8a6a",
+}  # fmt: skip
 
 
 def title(name: str) -> str:
@@ -81,7 +90,7 @@ def metric_table(rows: Sequence[Metric], metric: str) -> str:
 
 def arm_label(arm: str) -> str:
     """Name with the arm's colour in figures."""
-    return f"<i class='dot {escape(arm)}'></i>{escape(title(arm))}"
+    return f"<i class=dot style='background: {COLOUR[arm]}'></i>{escape(title(arm))}"
 
 
 def _column(arm: str, baseline: str | None) -> str:

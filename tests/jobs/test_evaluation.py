@@ -6,6 +6,7 @@ drawn without it; `rare` hardly happens. The exported encoder is real, never tra
 
 import hashlib
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -21,10 +22,10 @@ from data.tables import write_parquet
 from jobs import embedding, evaluation
 from jobs.config import RunConfig
 from ttepretrain.config import dump_config, load_config
-from ttepretrain.errors import ConfigError, LeakageError
+from ttepretrain.errors import ConfigError, IntegrityError, LeakageError
 from ttepretrain.evaluation.bootstrap import patient_weights, percentile_interval
 from ttepretrain.evaluation.concordance import harrell_c, harrell_c_weighted
-from ttepretrain.export import write_export
+from ttepretrain.export import load_model, write_export
 from ttepretrain.files import sha256_of, write_json
 from ttepretrain.models.encoder import build_encoder
 from ttepretrain.models.model import build_model
@@ -144,6 +145,7 @@ def write_run(root, signal, outcome_signal):
     model = build_model(config.model, SPEC, torch.zeros(tasks.num_bins, tasks.num_tasks), seed=8)
     write_export(pretrain / "export", model, config.model, SPEC, tasks, {"synthetic": True}, min_patients=3)
     dump_config(config, pretrain / "config.yaml")
+    write_json(pretrain / "provenance.json", {"model_init_sha256": None})
     keys = pl.read_parquet(config.prepared_folder / "keys.parquet")
     seen = keys.filter(pl.col("split") != "held_out").select("subject_key", "split").unique().sort("subject_key")
     write_parquet(seen, pretrain / "subjects.parquet")
@@ -241,13 +243,50 @@ def test_every_study_of_every_split_is_embedded_and_predicted(run):
 
 def test_base_random_is_the_encoder_the_run_started_from(run):
     config = run[1]
-    arm = embedding.open_arm("base_random", config.pretrain_folder("tte"), SPEC, "cpu")
+    arm = embedding.open_start("base_random", [config.pretrain_folder("tte")], SPEC, "cpu")
     start = build_model(config.model, SPEC, torch.zeros(4, 6), seed=config.train.seed).encoder.state_dict()
     ours = arm.embedder.encoder.state_dict()
     assert start.keys() == ours.keys()
     assert all(torch.equal(start[name], ours[name]) for name in start)
     other = build_encoder(config.model, SPEC.num_channels, seed=8).state_dict()
     assert not all(torch.equal(start[name], other[name]) for name in start)
+
+
+@pytest.fixture
+def started_from_export(run, tmp_path):
+    """Folder of arm ssl, whose weights started as those that arm tte exported; the copy of that export."""
+    config, export, folder = run[1], tmp_path / "first", tmp_path / "ssl"
+    shutil.copytree(config.pretrain_folder("tte") / "export", export)
+    folder.mkdir()
+    dump_config(replace(config, model=replace(config.model, init=str(export))), folder / "config.yaml")
+    write_json(folder / "provenance.json", {"model_init_sha256": sha256_of(export / "manifest.json")})
+    return folder, export
+
+
+def test_base_is_the_encoder_with_the_loaded_weights_and_no_step(run, started_from_export):
+    folder, export = started_from_export
+    tte = run[1].pretrain_folder("tte")
+    base = embedding.open_start("base", [tte, folder], SPEC, "cpu")
+    expected = load_model(export).encoder.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in base.embedder.encoder.state_dict().items())
+    untrained = embedding.open_start("base_random", [tte, folder], SPEC, "cpu")
+    assert untrained.made_from != base.made_from
+
+
+def test_the_start_that_is_asked_for_must_be_the_runs_own(run, started_from_export, tmp_path):
+    tte, (folder, export) = run[1].pretrain_folder("tte"), started_from_export
+    with pytest.raises(ConfigError, match="started from random weights; name base_random in place of base"):
+        embedding.open_start("base", [tte], SPEC, "cpu")
+    with pytest.raises(ConfigError, match="started from loaded weights; name base in place of base_random"):
+        embedding.open_start("base_random", [folder], SPEC, "cpu")
+    other = tmp_path / "visit"
+    shutil.copytree(tte, other)
+    dump_config(replace(run[1], train=replace(run[1].train, seed=4)), other / "config.yaml")
+    with pytest.raises(ConfigError, match="tte and visit started from different encoders"):
+        embedding.open_start("base_random", [tte, other], SPEC, "cpu")
+    (export / "manifest.json").write_text("{}")
+    with pytest.raises(IntegrityError, match=r"model.init of arm ssl has changed"):
+        embedding.open_start("base", [folder], SPEC, "cpu")
 
 
 def test_every_trained_arm_can_be_compared(run, tmp_path):
@@ -257,7 +296,7 @@ def test_every_trained_arm_can_be_compared(run, tmp_path):
     tasks = PreparedStudies.open(config.prepared_folder, "train").tasks
     export = tmp_path / "visit" / "export"
     write_export(export, model, config.model, SPEC, tasks, {"synthetic": True}, min_patients=3, arm="visit")
-    arm = embedding.open_arm("visit", export.parent, SPEC, "cpu")
+    arm = embedding.open_trained(export.parent, SPEC, "cpu")
     expected = model.encoder.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in arm.embedder.encoder.state_dict().items())
     with pytest.raises(ConfigError, match="make pretrain ARM=ssl"):
@@ -324,6 +363,24 @@ def test_a_held_out_subject_in_pretraining_is_refused(run, tmp_path):
     check_leakage(config.prepared_folder, config.pretrain_folder("tte"))
     with pytest.raises(LeakageError, match="2 held-out subjects"):
         check_leakage(config.prepared_folder, edit_subjects(config, tmp_path, pl.concat([seen, leak])))
+
+
+def test_held_out_subjects_behind_the_weights_a_run_started_from_are_refused(run, tmp_path):
+    """arm tte <- its model.init, an export of another run <- that run's subjects."""
+    root = tmp_path / "copy"
+    shutil.copytree(run[1].folder, root / "planted")
+    first, path = tmp_path / "first", tmp_path / "run.yaml"
+    first.mkdir()
+    keys = pl.read_parquet(run[1].prepared_folder / "keys.parquet")
+    write_parquet(
+        keys.filter(split="held_out").select("subject_key", split=pl.lit("train")), first / "subjects.parquet"
+    )
+    dump_config(run[1], first / "config.yaml")
+    started = replace(run[1], model=replace(run[1].model, init=str(first / "export")))
+    dump_config(started, root / "planted" / "pretrain" / "tte" / "config.yaml")
+    path.write_text(CONFIG + f"paths: {{root: {root}}}\n")
+    with pytest.raises(LeakageError, match=f"70 held-out subjects of .* in the pretraining of {first}"):
+        evaluation.main([str(path)])
 
 
 def test_subjects_under_another_salt_cannot_be_checked_and_are_refused(run, tmp_path):

@@ -82,7 +82,7 @@ def write_prepared(folder: Path) -> None:
         volumes.append(PreparedVolume(ids[n], f"{n}", checksum, record, False))
     for name, frame in (("volumes", volume_table(volumes, set())), ("keys", keys)):
         write_parquet(frame, folder / f"{name}.parquet")
-    names = ["tasks.json", "labels.parquet", "volumes.parquet", "keys.parquet"]
+    names = ["tasks.json", "labels.parquet", "volumes.parquet", "keys.parquet", "phenotypes.parquet"]
     write_manifest(folder, names, volume_table(volumes, set()), SPEC)
 
 
@@ -214,6 +214,15 @@ def test_every_arm_leaves_an_encoder_in_its_own_folder(name, arguments):
         with pytest.raises(ConfigError, match=f"is an export of arm {name}: an encoder without hazards"):
             load_model(folder / export)
     assert not arm(arguments).exists()
+
+
+def test_phenotypes_that_are_not_those_of_the_manifest_are_refused(arguments):
+    prepared = Path(arguments[1].partition("=")[2]) / "small" / "prepared"
+    frame = pl.read_parquet(prepared / "phenotypes.parquet")
+    write_parquet(frame.with_columns(~pl.col("event")), prepared / "phenotypes.parquet")
+    with pytest.raises(IntegrityError, match=r"prepared/phenotypes.parquet does not match manifest.json"):
+        run_distributed(main, 1, [*arguments, "train.arm=mtl"])
+    assert not (arm(arguments, "mtl") / "config.yaml").exists()
 
 
 def test_folder_in_use_is_left_alone(arguments):

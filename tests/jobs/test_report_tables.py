@@ -5,12 +5,18 @@ import math
 import pytest
 
 from jobs.report.console import short
-from jobs.report.tables import HIDDEN, events_text, merge_small, value_html
-from ttepretrain.evaluation.table import Metric
+from jobs.report.tables import COLOUR, HIDDEN, events_text, merge_small, value_html
+from ttepretrain.evaluation.table import DEMOGRAPHICS, ORACLE, Metric
+from ttepretrain.training.config import ARMS, STARTS
 
 
 def metric(n, events, value=0.7, baseline=None):
     return Metric("held_out", "tte", baseline, "cox", "edema", "harrell_c", None, value, 0.6, 0.8, n, events, None)
+
+
+def test_every_arm_has_a_colour_of_its_own():
+    assert set(COLOUR) == {*ARMS, *STARTS, DEMOGRAPHICS, ORACLE}
+    assert len(set(COLOUR.values())) == len(COLOUR)
 
 
 def test_counts_below_eleven_and_values_that_rest_on_them_are_hidden():

@@ -23,6 +23,14 @@ def test_arguments_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
     assert config.volume.resolve().shape_DHW == (16, 24, 32)
 
 
+def test_the_encoder_has_a_say_in_its_rate_unless_one_is_given():
+    def rate(*overrides):
+        return load_config(RunConfig, None, overrides).train.lr
+
+    assert (rate(), rate("model.encoder=swin_unetr")) == (0.01, 0.001)
+    assert rate("model.encoder=swin_unetr", "train.lr=.01") == 0.01
+
+
 def test_a_dumped_configuration_reads_back_equal(tmp_path):
     config = load_config(RunConfig, None, ["ehr.exclude=[SNOMED/1]", "train.max_steps=3"])
     dump_config(config, tmp_path / "config.yaml")

@@ -12,8 +12,9 @@ import numpy as np
 
 from ttepretrain.evaluation.bootstrap import percentile_interval
 from ttepretrain.evaluation.outcome import PROBE_OF_METRIC, Outcome
+from ttepretrain.training.config import STARTS
 
-BASELINE, TRAINED, DEMOGRAPHICS, ORACLE = "base_random", "tte", "demographics", "oracle"
+TRAINED, DEMOGRAPHICS, ORACLE = "tte", "demographics", "oracle"
 # Death stays a pretraining task, so it is reported and left out of the means.
 NOT_IN_MEAN = ("mortality",)
 
@@ -70,10 +71,11 @@ def score_split(
 
 
 def pairs_of(arms: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """(arm, subtracted arm): every arm but the references against both the untrained encoder and demographics."""
+    """(arm, subtracted arm): every trained arm against where encoders start and against demographics."""
+    references = (*STARTS, DEMOGRAPHICS)
     for arm in arms:
-        for baseline in (BASELINE, DEMOGRAPHICS):
-            if baseline in arms and arm not in (BASELINE, DEMOGRAPHICS, ORACLE):
+        for baseline in references:
+            if baseline in arms and arm not in (*references, ORACLE):
                 yield arm, baseline
 
 
@@ -126,7 +128,7 @@ class _Rows:
         if metric == "harrell_c" and ORACLE in arms:
             about = ("mean", "closed_gap", None)
             for arm, baseline in pairs_of(arms):
-                if baseline == BASELINE:
+                if baseline in STARTS:
                     share, why = _closed_gap(mean[arm], mean[baseline], mean[ORACLE]) if indices else (None, reason)
                     yield self._row(arm, baseline, about, counts, share, why)
 
@@ -148,5 +150,5 @@ def _closed_gap(arm_B: np.ndarray, baseline_B: np.ndarray, oracle_B: np.ndarray)
 
 
 def _arm_order(arm: str) -> tuple[int, str]:
-    known = (DEMOGRAPHICS, BASELINE, TRAINED, ORACLE)
+    known = (DEMOGRAPHICS, *STARTS, TRAINED, ORACLE)
     return (known.index(arm), arm) if arm in known else (known.index(ORACLE), arm)

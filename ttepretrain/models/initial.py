@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ttepretrain.errors import ConfigError, IntegrityError
 from ttepretrain.export_folder import read_export, read_weights
+from ttepretrain.files import sha256_of
 from ttepretrain.models.config import ModelConfig
 from ttepretrain.models.weights import load_strict
 
@@ -72,7 +73,7 @@ def load_initial(encoder: nn.Module, config: ModelConfig) -> None:
         weights = _weights_of_export(config)
         load_strict(encoder, weights, "model.init")
     else:
-        weights, left_out = _renamed(_read_state(Path(config.init.partition(":")[2])), LAYOUTS[layout])
+        weights, left_out = _renamed(_read_state(_file_of(config)), LAYOUTS[layout])
         own = encoder.trunk.state_dict()
         counters = _absent_counters(weights, own)
         load_strict(encoder.trunk, _fitted(weights, own) | counters, f"model.init={layout}")
@@ -85,12 +86,29 @@ def load_initial(encoder: nn.Module, config: ModelConfig) -> None:
     )
 
 
+def initial_digest(config: ModelConfig) -> str | None:
+    """sha256 of the file that `config.init` names, of an export's manifest; None of random weights."""
+    if config.init_kind == "random":
+        return None
+    path = Path(config.init) / "manifest.json" if config.init_kind == "export" else _file_of(config)
+    try:
+        return sha256_of(path)
+    except OSError as error:
+        raise ConfigError(f"model.init cannot be read: {error.strerror}") from None
+
+
+def _file_of(config: ModelConfig) -> Path:
+    return Path(config.init.partition(":")[2])
+
+
 def _weights_of_export(config: ModelConfig) -> dict[str, Tensor]:
     export = read_export(Path(config.init))
-    for key in ("encoder", "norm"):
+    for key in ("encoder", "norm", "vit") if config.encoder == "vit_liere" else ("encoder", "norm"):
         ours, theirs = getattr(config, key), getattr(export.model, key)
         if ours != theirs:
             raise ConfigError(f"model.{key} is {ours!r} and the export in model.init has {theirs!r}; make them equal")
+    # As many windows, but others, would load without a word.
+    print(f"model.init: trained on HU windows {export.spec.windows} at {export.spec.spacing_mm} mm", flush=True)
     prefix = "encoder."
     return {k.removeprefix(prefix): v for k, v in read_weights(export).items() if k.startswith(prefix)}
 

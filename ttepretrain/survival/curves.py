@@ -41,14 +41,15 @@ def cumulative_incidence(
         both_BTK += hazard_BTK[:, :, death_task, None]
         both_BTK[:, :, death_task] = hazard_BTK[:, :, death_task]
     passed_BTK = both_BTK * days_T[:, None]
-    at_start_BTK = torch.exp(passed_BTK - passed_BTK.cumsum(1))  # S(lo_t)
-    return (at_start_BTK * hazard_BTK / both_BTK * -torch.expm1(-passed_BTK)).sum(1)
+    before_BTK = torch.cat([torch.zeros_like(passed_BTK[:, :1]), passed_BTK[:, :-1].cumsum(1)], 1)
+    by_k_BTK = torch.where(both_BTK > 0, hazard_BTK / both_BTK, 0.0)
+    return (torch.exp(-before_BTK) * by_k_BTK * -torch.expm1(-passed_BTK)).sum(1)
 
 
 def quantile_days(
     log_hazard_BTK: Tensor, share: float, bin_edges_days: Sequence[float], blackout_days: float
 ) -> Tensor:
-    """float64 [B, K]: the day t with S_k(t) = 1 - share. Finite: the last bin has no end."""
+    """float64 [B, K]: the day t with S_k(t) = 1 - share. The last bin has no end: infinite only at a hazard of 0."""
     if not 0 < share < 1:
         raise ValueError(f"share must lie between 0 and 1; got {share}")
     hazard_BTK = log_hazard_BTK.double().exp()

@@ -9,6 +9,8 @@ from ttepretrain.config import require, require_choice
 ARMS = ("tte", "visit", "mtl", "ssl")  # ttepretrain/training/objectives
 STARTS = ("base_random", "base")  # in evaluations: encoders before their first step, of random weights or loaded ones
 
+DEFAULT_LR, DEFAULT_LR_OF = 0.01, {"swin_unetr": 0.001}  # at .01 its first steps make all studies alike
+
 
 @dataclass
 class TrainConfig:
@@ -17,7 +19,7 @@ class TrainConfig:
     max_steps: int | None = None  # stop early after this many steps; None: epochs decide
     batch_size: int = 8  # studies of one optimizer step over all processes
     # encoder, peak: a kernel of n inputs takes lr / n (standardised: lr / sqrt n): a step moves its output by about lr
-    lr: float = 0.01
+    lr: float | None = None  # None: .01, for swin_unetr .001; deep networks with group_ws need that too (models.md)
     head_lr: float = 0.02  # head, likewise
     warmup_fraction: float = 0.05  # of all steps, linear; then a cosine to 1 % of the peak
     head_fit_studies: int = 1024  # train studies whose untrained features the head is fitted to before step 1; 0: none
@@ -42,7 +44,7 @@ class TrainConfig:
         require(self.epochs >= 1, "train.epochs", self.epochs, "must be at least 1")
         require(self.max_steps is None or self.max_steps >= 1, "train.max_steps", self.max_steps, "must be at least 1")
         require(self.batch_size >= 1, "train.batch_size", self.batch_size, "must be at least 1")
-        require(0 < self.lr < 1, "train.lr", self.lr, "must lie between 0 and 1")
+        require(self.lr is None or 0 < self.lr < 1, "train.lr", self.lr, "must lie between 0 and 1")
         require(0 < self.head_lr < 1, "train.head_lr", self.head_lr, "must lie between 0 and 1")
         require(self.head_fit_studies >= 0, "train.head_fit_studies", self.head_fit_studies, "must not be negative")
         require(self.head_fit_deviation > 0, "train.head_fit_deviation", self.head_fit_deviation, "must be positive")

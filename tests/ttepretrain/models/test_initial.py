@@ -3,6 +3,7 @@
 import pickle
 import re
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -10,10 +11,13 @@ from torch import nn
 from torch.nn import functional
 
 from ttepretrain.errors import ConfigError, IntegrityError
-from ttepretrain.models.config import ModelConfig
+from ttepretrain.export import write_export
+from ttepretrain.models.config import ModelConfig, ViTConfig
 from ttepretrain.models.encoder import build_encoder
 from ttepretrain.models.initial import inflate, spread_over_windows
-from ttepretrain.testing import write_tiny_export
+from ttepretrain.models.model import build_model
+from ttepretrain.testing import random_task_set, write_tiny_export
+from ttepretrain.volume.spec import VolumeSpec
 
 PATCHES = "patch_embed.proj.weight"
 
@@ -320,6 +324,19 @@ def test_an_export_says_how_much_of_it_matched(tmp_path, capsys):
     write_tiny_export(tmp_path / "export")
     build_encoder(ModelConfig(init=str(tmp_path / "export")), 2, 0)
     assert re.fullmatch(
+        r"model.init: trained on HU windows \(\(-600.0, 1500.0\), \(40.0, 400.0\)\) at \(12.0, 11.0, 10.0\) mm\n"
         r"model.init: export: (\d+) weights matched, 0 unexpected, missing: none, left out: none\n",
         capsys.readouterr().out,
     )
+
+
+def test_an_export_with_other_positions_is_refused_though_its_weights_would_fit(tmp_path):
+    spec = VolumeSpec((12.0, 11.0, 10.0), (16, 16, 16), (-1024, 3071), ((40.0, 400.0),))
+    sizes = {"patch": [8, 8, 8], "depth": 1, "width": 12, "heads": 2, "block": 2}
+    tasks = random_task_set(np.random.default_rng(0), 2)
+    theirs = ModelConfig("vit_liere", head_dim=2, vit=ViTConfig(**sizes))
+    model = build_model(theirs, spec, torch.zeros(tasks.num_bins, 2), 0)
+    write_export(tmp_path / "export", model, theirs, spec, tasks, {"synthetic": True}, min_patients=1)
+    ours = ModelConfig("vit_liere", init=str(tmp_path / "export"), vit=ViTConfig(**sizes, extent_mm=300.0))
+    with pytest.raises(ConfigError, match=r"model.vit is .*extent_mm=300.* has .*extent_mm=None"):
+        build_encoder(ours, 1, 0, spec.spacing_mm)

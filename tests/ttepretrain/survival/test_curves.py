@@ -70,6 +70,30 @@ def test_quantile_is_where_survival_crosses():
         quantile_days(z, 1, edges, 1.0)
 
 
+def test_hazards_of_zero_and_horizons_without_end():
+    """No hazard, no event; for ever, the share of k is its share of the last bin's hazards among those who reach it."""
+    none = torch.tensor([[[-math.inf, -4.6], [-math.inf, -math.inf]]])
+    for days in (0.0, 1.0, 5.0, 1e6):
+        assert cumulative_incidence(none, days, EDGES, 1.0, 1)[0, 0] == 0
+    assert quantile_days(none, 0.5, EDGES, 1.0)[0, 0] == math.inf
+    z = log_hazard(HAZARDS)
+    for horizon in (0.0, 1.0):  # nothing is said about (0, blackout]
+        assert cumulative_incidence(z, horizon, EDGES, 1.0, 1).eq(0).all()
+        assert survival(z, horizon, EDGES, 1.0).eq(1).all()
+    ever = cumulative_incidence(z, math.inf, EDGES, 1.0, 1)[0]
+    assert ever[0].item() == pytest.approx(2 / 3, abs=1e-7)  # .01 to .005 in the first bin, .02 to .01 in the second
+    assert ever[1] == 1
+    torch.testing.assert_close(cumulative_incidence(z, 1e9, EDGES, 1.0, 1)[0], ever)
+
+
+def test_a_certain_event_keeps_its_small_predecessors_apart():
+    """exp(40) a day in the second bin: S at its start is still that of the first."""
+    z = torch.tensor([[[math.log(0.1), -50.0], [40.0, -50.0]]])
+    assert cumulative_incidence(z, 1e4, EDGES, 0.0, 1)[0, 0].item() == pytest.approx(1, abs=1e-12)
+    second = cumulative_incidence(z, 1e4, EDGES, 0.0, 1) - cumulative_incidence(z, 10.0, EDGES, 0.0, 1)
+    assert second[0, 0].item() == pytest.approx(math.exp(-1), abs=1e-7)
+
+
 def test_incidence_of_simulated_patients():
     """100,000 patients with two exponential clocks, restarted in the second bin: how often the task came first."""
     rng = np.random.default_rng(2)

@@ -95,6 +95,17 @@ def test_best_tuning_loss_is_exported(straight):
     assert (said["best_loss_tuning"], said["step"]) == min(after)
 
 
+def test_mirrored_and_blurred_views_are_trained_on(tiny_run):
+    """Each by itself changes the first batch's loss."""
+    settings = {}, {"augment": 1.0}, {"augment_flip": 1.0}, {"augment_blur": 2.0}
+    first = []
+    for number, setting in enumerate(settings):
+        run = tiny_run.elsewhere(f"view {number}").with_config(max_steps=1, **({"augment": 0.0} | setting))
+        run_distributed(run.start, 1)
+        first.append(losses(run)[0])
+    assert len(set(first)) == len(settings)
+
+
 def test_overfits_eight_studies(tiny_run):
     run = replace(
         tiny_run.with_config(epochs=40, batch_size=8, lr=0.5, head_lr=0.9, augment=0.0, weight_decay=0.0), num_train=8
