@@ -23,7 +23,8 @@ class CohortConfig:
 class InputConfig:
     """All paths None: the run's own synthetic cohort (`<root>/<name>/cohort`) is the input."""
 
-    studies: str | None = None  # studies.parquet or .csv
+    studies: str | None = None  # studies.parquet or .csv, or INSPECT's study_mapping_*.tsv
+    keep_rsna: bool = False  # INSPECT: also studies of provenance rsna, which RSPECT has too
     ehr: str | None = None  # folder of a MEDS data set or of OMOP CDM tables
     ontology: str | None = None  # folder of an Athena export; None: what lies in `ehr` alone
     splits: str | None = None  # parquet or csv: subject_id, split; overrides the data set's own

@@ -4,6 +4,8 @@ binary    study_id, phenotype, kind, label, horizon_days   label: true, false, e
           horizon_days: positive for a prognosis, empty for a diagnosis
 survival  study_id, phenotype, kind, event, time_days      days from the study time to the event or to censoring
 
+or        INSPECT's labels_*.tsv as it is (data/inspect_labels.py)
+
 A phenotype that a table names comes from the tables alone; its entry in the phenotype file still keeps its codes out of
 the tasks.
 """
@@ -18,6 +20,8 @@ from pathlib import Path
 
 import polars as pl
 
+from data.inspect_labels import read_inspect_labels
+from data.label_cells import numbers, truth
 from data.manifest import read_table
 from ehr.phenotype_file import NAME
 from ehr.schema import PHENOTYPES
@@ -26,10 +30,7 @@ from ttepretrain.errors import ConfigError
 log = logging.getLogger(__name__)
 
 COMMON = ("study_id", "phenotype", "kind")
-# bool("False") is True: texts are looked up, never cast
-TRUTH = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
-UNKNOWN = ("", "censored", "nan", "null")
-NO_NUMBER = ("", "nan", "null")
+FEW = 0.01  # of INSPECT's answers may contradict each other; they are left out
 
 
 def read_label_tables(paths: Sequence[Path], declared: Mapping[str, str]) -> pl.DataFrame:
@@ -58,8 +59,8 @@ def read_label_tables(paths: Sequence[Path], declared: Mapping[str, str]) -> pl.
     return rows
 
 
-def _refuse_contradictions(rows: pl.DataFrame) -> None:
-    """ConfigError where the answers about one study and phenotype cannot all be true.
+def _contradictory(rows: pl.DataFrame) -> pl.DataFrame:
+    """phenotype, study_id of the prognoses whose answers cannot all be true.
 
     It happened by every horizon that says true and by the time of an event; it did not by every horizon that says
     false, by the time of a censoring, or before the time of an event.
@@ -75,10 +76,15 @@ def _refuse_contradictions(rows: pl.DataFrame) -> None:
             not_before=pl.when(timed & event).then(time).min(),
         )
     )
-    wrong = answers.filter((pl.col("happened_by") <= pl.col("not_by")) | (pl.col("happened_by") < pl.col("not_before")))
+    wrong = (pl.col("happened_by") <= pl.col("not_by")) | (pl.col("happened_by") < pl.col("not_before"))
+    return answers.filter(wrong).select("phenotype", "study_id").sort("phenotype", "study_id")
+
+
+def _refuse_contradictions(rows: pl.DataFrame) -> None:
+    wrong = _contradictory(rows)
     if len(wrong):
         names = ", ".join(wrong["phenotype"].unique().sort())
-        first = wrong.select("phenotype", "study_id").sort("phenotype", "study_id").head(1)
+        first = wrong.head(1)
         raise ConfigError(
             f"ehr.label_tables: {len(wrong)} studies of {names} have answers that contradict each other, one of "
             f"{first['phenotype'][0]}: {_in_words(rows.join(first, on=['phenotype', 'study_id']))}; correct the tables"
@@ -121,9 +127,19 @@ def with_label_tables(
 
 
 def _read(path: Path) -> pl.DataFrame:
-    """Rows of one table, in the columns of schema.PHENOTYPES."""
+    """Rows of one file, in the columns of schema.PHENOTYPES."""
     key = f"ehr.label_tables: {path.name}"
-    table = read_table(path, "ehr.label_tables")
+    if path.suffix != ".tsv":
+        return _rows(read_table(path, "ehr.label_tables"), key)
+    rows = pl.concat([_rows(table, key) for table in read_inspect_labels(path, key)])
+    wrong = _contradictory(rows)
+    if 0 < len(wrong) <= FEW * rows.select("phenotype", "study_id").n_unique():
+        log.warning(f"{key}: {len(wrong)} studies' answers about a phenotype contradict each other and are left out")
+        rows = rows.join(wrong, on=["phenotype", "study_id"], how="anti")
+    return rows
+
+
+def _rows(table: pl.DataFrame, key: str) -> pl.DataFrame:
     survival, binary = {"event", "time_days"} <= set(table.columns), "label" in table.columns
     missing = [name for name in COMMON if name not in table.columns]
     if survival and binary:
@@ -142,10 +158,10 @@ def _read(path: Path) -> pl.DataFrame:
 
 
 def _binary(table: pl.DataFrame, kind: pl.Series, key: str) -> dict[str, pl.Series | pl.Expr]:
-    label, diagnosis = _truth(table, "label", key), kind == "diagnosis"
+    label, diagnosis = truth(table, "label", key), kind == "diagnosis"
     if "horizon_days" not in table.columns:
         table = table.with_columns(horizon_days=pl.lit(None, pl.Float64))
-    horizon = _days(table, "horizon_days", key)
+    horizon = numbers(table, "horizon_days", key)
     if (horizon <= 0).any() or (horizon.is_null() != diagnosis).any():
         raise ConfigError(
             f"{key}: column horizon_days must be positive for every prognosis and empty for every diagnosis"
@@ -160,7 +176,7 @@ def _binary(table: pl.DataFrame, kind: pl.Series, key: str) -> dict[str, pl.Seri
 
 
 def _survival(table: pl.DataFrame, kind: pl.Series, key: str) -> dict[str, pl.Series | pl.Expr]:
-    event, time = _truth(table, "event", key), _days(table, "time_days", key)
+    event, time = truth(table, "event", key), numbers(table, "time_days", key)
     if event.null_count() or time.null_count() or (kind == "diagnosis").any():
         raise ConfigError(f"{key}: event and time_days must be filled in every row, and a diagnosis has none")
     if (time < 0).any():
@@ -181,30 +197,3 @@ def _text(table: pl.DataFrame, name: str, key: str) -> pl.Series:
     if (column.is_null() | (column == "")).any():
         raise ConfigError(f"{key}: column {name} is empty in some row")
     return column
-
-
-def _truth(table: pl.DataFrame, name: str, key: str) -> pl.Series:
-    """bool, null where unknown."""
-    column = table[name]
-    if column.dtype == pl.Boolean:
-        return column
-    text = column.cast(pl.String).str.strip_chars().str.to_lowercase()
-    truth = text.replace_strict(TRUTH, default=None, return_dtype=pl.Boolean)
-    wrong = column.cast(pl.String).filter(text.is_not_null() & truth.is_null() & ~text.is_in(UNKNOWN))
-    if len(wrong):
-        raise ConfigError(
-            f"{key}: column {name}: {len(wrong)} values are none of true, false, 1, 0, censored or empty, such as "
-            f"{wrong[0][:20]!r}"
-        )
-    return truth
-
-
-def _days(table: pl.DataFrame, name: str, key: str) -> pl.Series:
-    """float64 days, null where empty."""
-    text = table[name].cast(pl.String).str.strip_chars()
-    days = (table[name] if table[name].dtype.is_numeric() else text).cast(pl.Float64, strict=False).fill_nan(None)
-    unread = text.is_not_null() & days.is_null() & ~text.str.to_lowercase().is_in(NO_NUMBER)
-    wrong = (unread | days.is_infinite()).sum()
-    if wrong:
-        raise ConfigError(f"{key}: column {name}: {wrong} values are no finite number of days")
-    return days

@@ -122,6 +122,7 @@ def summarise(
             "repeated_rows": studies.num_repeated,
             "refused_rows": len(studies.refused),
             "without_image": frame["image"].null_count(),
+            **({"inspect": studies.inspect} if studies.inspect else {}),
         },
         "splits": {"subjects_from": split_origins, "studies": _by_split(frame), "ready": _by_split(ready)},
         "quarantine": quarantine.counts(),

@@ -1,6 +1,7 @@
-"""What the label stage reads: OMOP tables converted to MEDS, vocabulary tables pruned to the data. Done once per input.
+"""What the label stage reads: a flat MEDS data set, vocabulary tables pruned to the data. Made once per input.
 
 input.ehr  MEDS ---------------------------------> as it is
+           nested MEDS -- convert_nested -------> stages/meds/
            OMOP -- convert_omop ----------------> stages/meds/
 concepts   input.ontology, or beside the OMOP tables -- pruned_vocabulary --> stages/ontology/metadata/codes.parquet
 """
@@ -27,6 +28,7 @@ from ehr.icd import icd_parents
 from ehr.phenotype_file import read_phenotypes
 from ehr.sources.conversion import convert_omop
 from ehr.sources.meds import MedsSource, read_metadata
+from ehr.sources.nested import convert_nested, is_nested
 from ehr.sources.omop import Clock
 from ehr.sources.tables import Tables, find_tables
 from ttepretrain.errors import ConfigError
@@ -37,14 +39,14 @@ MapShards = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
 MEDS = "stages/meds"
 ONTOLOGY = "stages/ontology"
 CODES = f"{ONTOLOGY}/metadata/codes.parquet"
-STAMPS = {"omop": f"{MEDS}.json", "ontology": f"{ONTOLOGY}.json"}
+STAMPS = {"omop": f"{MEDS}.json", "nested_meds": f"{MEDS}.json", "ontology": f"{ONTOLOGY}.json"}
 
 
 @dataclass(frozen=True)
 class Records:
     ehr: Path  # a MEDS data set
     ontology: Path | None  # a folder with metadata/codes.parquet
-    counts: dict  # of summary.json: `omop` and `ontology`, where there was something to do
+    counts: dict  # of summary.json: `omop` or `nested_meds`, and `ontology`, where there was something to do
     files: tuple[str, ...]  # made in the prepared folder, the stages' stamps included
 
 
@@ -54,7 +56,7 @@ def open_records(
     """Records of input.ehr and input.ontology, made in `folder` where they must be.
 
     inputs: hashes of `ehr`, `ontology` and our own `code`, among others. Raises ConfigError for an input that is
-    neither MEDS nor OMOP, and what the conversion raises.
+    neither MEDS nor OMOP, and what the conversions raise.
     """
     inputs = {name: inputs[name] for name in ("ehr", "ontology", "code")} | {"records": sha256_of(Path(__file__))}
     tables, given = _tables(ehr, ontology)
@@ -63,8 +65,17 @@ def open_records(
     if tables is not None:
         meds = folder / MEDS
         clock = Clock(config.timezone, config.date_only)
-        stamps["omop"] = _converted(folder, tables, vocabularies, inputs, clock, map_shards)
+        stamps["omop"] = _converted(
+            folder,
+            inputs | dataclasses.asdict(clock),
+            lambda destination: convert_omop(tables, vocabularies, destination, clock, map_shards),
+        )
         _refuse_bare_dates(stamps["omop"]["counts"], config)
+    elif is_nested(ehr):
+        meds, source = folder / MEDS, ehr.absolute()
+        stamps["nested_meds"] = _converted(
+            folder, inputs, lambda destination: convert_nested(source, destination, map_shards)
+        )
     if vocabularies:
         source = MedsSource(meds.absolute(), config.timezone, config.date_only)
         referred = sorted(set(referred_codes(read_phenotypes(Path(config.phenotypes)), config)))
@@ -93,12 +104,9 @@ def _tables(ehr: Path, ontology: Path | None) -> tuple[Tables | None, Tables | N
     return tables, given
 
 
-def _converted(
-    folder: Path, tables: Tables, vocabularies: list[Tables], inputs: dict, clock: Clock, map_shards: MapShards
-) -> dict:
-    """Stamp of stages/meds, which is made under another name first."""
-    inputs = inputs | dataclasses.asdict(clock)
-    stamp = read_stamp(folder, STAMPS["omop"], inputs)
+def _converted(folder: Path, inputs: dict, convert: Callable[[Path], dict]) -> dict:
+    """Stamp of stages/meds, which `convert` fills under another name first."""
+    stamp = read_stamp(folder, f"{MEDS}.json", inputs)
     if stamp is not None:
         return stamp
     final, unfinished = folder / MEDS, folder / f"{MEDS}.unfinished"
@@ -106,13 +114,13 @@ def _converted(
         if leftover.exists():
             shutil.rmtree(leftover)
     unfinished.mkdir(parents=True)
-    counts = convert_omop(tables, vocabularies, unfinished.absolute(), clock, map_shards)
+    counts = convert(unfinished.absolute())
     names = sorted(path.relative_to(unfinished).as_posix() for path in unfinished.rglob("*") if path.is_file())
     for name in names:
         sync(unfinished / name)
-    crash_point("omop_converted")
+    crash_point("ehr_converted")
     unfinished.replace(final)
-    return write_stamp(folder, STAMPS["omop"], inputs, [f"{MEDS}/{name}" for name in names], counts)
+    return write_stamp(folder, f"{MEDS}.json", inputs, [f"{MEDS}/{name}" for name in names], counts)
 
 
 def _refuse_bare_dates(counts: dict, config: EhrConfig) -> None:

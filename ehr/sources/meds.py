@@ -33,7 +33,7 @@ _ALWAYS_PLACEHOLDER = _us(datetime(1900, 1, 1))  # this instant and everything b
 _PLACEHOLDERS = _us(datetime(1970, 1, 1)), _us(datetime(2099, 12, 31))  # midnight exactly; a birth may lie there
 _TOO_LATE = _us(datetime(2300, 1, 1))  # no shifted calendar reaches it
 # a flipped byte can panic inside polars instead of raising
-UNREADABLE = (pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
+UNREADABLE = (pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, UnicodeDecodeError)
 
 
 _TEXT = pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null

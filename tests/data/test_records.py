@@ -1,7 +1,9 @@
 """Stages before the labels: OMOP converted and vocabularies pruned once per input, whatever interrupts them."""
 
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -119,7 +121,7 @@ def test_killed_before_the_result_has_its_name_it_converges(tmp_path, omop, conf
         f"open_records(Path({str(folder)!r}), Path({str(omop)!r}), None, EhrConfig(phenotypes={config.phenotypes!r}), "
         f"{HASHES!r}, lambda f, xs: [f(x) for x in xs])"
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "TTE_CRASH_AT": "omop_converted:1"}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "TTE_CRASH_AT": "ehr_converted:1"}
     assert subprocess.run([sys.executable, "-c", program], env=environment).returncode == -signal.SIGKILL
     assert (folder / "stages" / "meds.unfinished").is_dir()
     open_records(folder, omop, None, config, HASHES, plain_map)
@@ -138,6 +140,54 @@ def test_a_damaged_stage_is_made_again(tmp_path, omop, config):
     (folder / "stages" / "ontology" / "metadata" / "codes.parquet").unlink()
     open_records(folder, omop, None, config, HASHES, plain_map)
     assert contents(folder) == before
+
+
+def write_nested(folder: Path) -> Path:
+    """The persons of `omop` as MEDS 0.1 has them, with births, deaths and a hierarchy in metadata.json."""
+    day = datetime(2015, 1, 1, 10)
+    patients = [
+        {
+            "patient_id": n,
+            "static_measurements": [{"code": "GENDER/M"}],
+            "events": [
+                {"time": datetime(1950, 6, 1), "measurements": [{"code": "SNOMED/184099003"}]},
+                *({"time": day + (30 * k + n) * DAY, "measurements": [{"code": f"V/{(n + k) % 6}"}]} for k in range(4)),
+                {"time": day + 200 * DAY, "measurements": [{"code": "SNOMED/419620001"}]},
+            ],
+        }
+        for n in range(1, 13)
+    ]
+    (folder / "data").mkdir(parents=True)
+    for shard in (0, 1):
+        pl.DataFrame(patients[shard::2]).write_parquet(folder / "data" / f"{shard}.parquet")
+    listed = {f"V/{n}": {"description": f"about {n}", "parent_codes": ["V/9"]} for n in range(6)}
+    (folder / "metadata.json").write_text(json.dumps({"code_metadata": listed}))
+    return folder
+
+
+def test_labels_of_nested_meds_are_those_of_the_flat_data_set(tmp_path, config):
+    """Deaths, births and parents arrive as such; the conversion is done once."""
+    nested = write_nested(tmp_path / "nested")
+    studies = pl.DataFrame({"study_id": [f"s{n:02d}" for n in range(12)], "subject_id": range(1, 13), "split": "train"})
+    studies = studies.with_columns(study_time=datetime(2015, 1, 20), date_only=False)
+    folder = prepared(tmp_path, "prepared")
+    result = make_labels(folder, nested, None, studies, config, {"hash": "x", "count": 12}, plain_map)
+    assert result.counts["nested_meds"]["meds_death"] == 12
+    assert json.loads((folder / "tasks.json").read_text())["death_task"] is not None
+    outcome = pl.read_parquet(folder / "phenotypes.parquet").filter(phenotype="top", horizon_days=30)
+    assert outcome["label"].any()  # V/9, by its descendants alone
+    assert pl.read_parquet(folder / "stages" / "covariates.parquet")["age_years"].null_count() == 0
+    flat = prepared(tmp_path, "flat")
+    meds = tmp_path / "meds"
+    shutil.copytree(folder / "stages" / "meds", meds)
+    make_labels(flat, meds, None, studies, config, {"hash": "x", "count": 12}, plain_map)
+    for name in ("labels.parquet", "tasks.json", "phenotypes.parquet"):
+        assert (flat / name).read_bytes() == (folder / name).read_bytes()
+    stamp = (folder / "stages" / "meds.json").stat().st_mtime_ns
+    changed = dataclasses.replace(config, blackout_days=2.0)
+    again = make_labels(folder, nested, None, studies, changed, {"hash": "x", "count": 12}, plain_map)
+    assert not again.reused
+    assert (folder / "stages" / "meds.json").stat().st_mtime_ns == stamp
 
 
 def test_what_is_neither_meds_nor_omop_is_told_both_expectations(tmp_path, config):
