@@ -37,6 +37,7 @@ class VolumeRecord:
     source_spacing_mm: list[float]  # D H W
     source_hash: str
     voxel_hash: str  # equal for two studies with the same content, whatever their files look like
+    acquired: str | None = None  # when, ISO, on the scanner's clock; midnight: a date; None: the image does not say
 
 
 def content_key(source_hash: str, selected: str, spec: VolumeSpec) -> str:

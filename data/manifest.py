@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
 
+from data.inspect_studies import read_inspect_studies
 from data.quarantine import Quarantined
 from ttepretrain.errors import BadStudy, ConfigError, IntegrityError, LeakageError
 
@@ -34,24 +35,34 @@ class StudyTable:
     refused: list[Quarantined]
     num_rows: int  # of the input
     num_repeated: int  # rows equal to another in every column, dropped
+    inspect: dict[str, int] = field(default_factory=dict)  # rows of INSPECT's table that are no study, by reason
 
     @property
     def num_studies(self) -> int:
         return self.num_rows - self.num_repeated
 
     @property
+    def images(self) -> list[tuple[str | None, ...]]:
+        """The studies with an image, as prepare_study takes them."""
+        return self.frame.drop_nulls("image").select("study_id", "image", *OF_IMAGE).rows()
+
+    @property
     def carried(self) -> list[str]:
         return [name for name in self.frame.columns if name not in (*CONTRACT, "date_only")]
 
 
-def read_studies(path: Path, date_only: str, timezone: str | None) -> StudyTable:
-    """Studies of a .parquet or .csv table.
+def read_studies(path: Path, date_only: str, timezone: str | None, keep_rsna: bool = False) -> StudyTable:
+    """Studies of a .parquet or .csv table, or of INSPECT's study_mapping_*.tsv.
 
     A bare date is date-only, and so is a time of exactly 00:00:00 when `date_only` is `midnight`. Zoned times are
     converted to `timezone`. Raises ConfigError for a missing column or an inexact type, IntegrityError for a damaged
     file; a bad row is refused alone.
     """
-    raw = read_table(path, "input.studies")
+    inspect: dict[str, int] = {}
+    if path.suffix == ".tsv":
+        raw, inspect = read_inspect_studies(path, keep_rsna)
+    else:
+        raw = read_table(path, "input.studies")
     missing = [name for name in REQUIRED if name not in raw.columns]
     if missing:
         raise ConfigError(f"input.studies: no column {', '.join(missing)}; the table has {', '.join(raw.columns)}")
@@ -69,7 +80,8 @@ def read_studies(path: Path, date_only: str, timezone: str | None) -> StudyTable
     frame, refused = _refuse(rows)
     order = [*REQUIRED, "date_only", *OPTIONAL]
     carried = [name for name in frame.columns if name not in (*CONTRACT, "date_only")]
-    return StudyTable(frame.select(*order, *carried).sort("study_id"), refused, raw.height, raw.height - rows.height)
+    frame = frame.select(*order, *carried).sort("study_id")
+    return StudyTable(frame, refused, raw.height, raw.height - rows.height, inspect)
 
 
 def resolve_image(root: Path, image: str) -> Path:

@@ -86,6 +86,13 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
             ray.shutdown()
 
 
+def num_workers() -> int:
+    """How many items of `map_bounded` run at once; needs an open `ray_session`."""
+    import ray
+
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
 def map_bounded(
     function: Callable[[Any], Any], items: Iterable[Any], in_flight_per_cpu: int = 2
 ) -> Iterator[tuple[int, Any]]:

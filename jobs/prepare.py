@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.progress import progress
-from jobs.config import RunConfig, read_run_config
+from jobs.config import RunConfig, run_parser
 from jobs.provenance import now, provenance
-from ttepretrain.config import dump_config
+from ttepretrain.config import dump_config, load_config, require
 from ttepretrain.errors import BadDataError, ConfigError, ResourceError, exit_with
 from ttepretrain.files import TEMPORARY, replacing, sha256_of, write_json
 from ttepretrain.lock import folder_lock
@@ -38,8 +38,23 @@ class Inputs:
 
 
 def main(arguments: list[str]) -> None:
-    config = read_run_config(arguments, "jobs.prepare", "Align studies with timelines: labels and the volume cache.")
+    parser = run_parser("jobs.prepare", "Align studies with timelines: labels and the volume cache.")
+    parser.add_argument("--plan", action="store_true", help="only tell what the run would make and cost")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="of --plan: write its numbers")
+    parser.add_argument("--scans", type=int, default=8, metavar="N", help="of --plan: read so many scans (default 8)")
+    parsed = parser.parse_intermixed_args(arguments)
+    if parsed.json and not parsed.plan:
+        parser.error("--json belongs to --plan")
+    config = load_config(RunConfig, parsed.config, parsed.overrides)
     inputs = find_inputs(config)
+    if parsed.plan:
+        require(parsed.scans >= 1, "--scans", parsed.scans, "must be at least 1")
+        if parsed.json and not parsed.json.absolute().parent.is_dir():
+            raise ConfigError(f"--json: the folder {parsed.json.absolute().parent} does not exist")
+        from jobs.plan import show_plan
+
+        show_plan(config, read_inputs(config, inputs)[0], inputs, parsed.scans, parsed.json, map_shards)
+        return
     folder = open_folder(config.prepared_folder)
     with folder_lock(folder):
         prepare(config, inputs, folder)
@@ -130,7 +145,7 @@ def read_inputs(config: RunConfig, inputs: Inputs) -> tuple[StudyTable, dict[str
     """Studies with their splits, and how many subjects' splits came from where."""
     from data.manifest import assign_splits, read_splits, read_studies
 
-    table = read_studies(inputs.studies, config.ehr.date_only, config.ehr.timezone)
+    table = read_studies(inputs.studies, config.ehr.date_only, config.ehr.timezone, config.input.keep_rsna)
     own = inputs.ehr / "metadata" / "subject_splits.parquet" if inputs.ehr else None
     frame, origins = assign_splits(
         table.frame,
@@ -165,8 +180,7 @@ def prepare_volumes(
     from data.quarantine import Quarantined
     from data.workers import WorkerDied, map_bounded
 
-    images = studies.frame.drop_nulls("image").select("study_id", "image", "series_uid", "patient_id").rows()
-    volumes = []
+    images, volumes = studies.images, []
     work = partial(
         prepare_study, root=root, cache=cache, spec=config.volume.resolve(), trust_mtime=config.prepare.trust_mtime
     )
@@ -196,7 +210,7 @@ def write_outputs(
     quarantine: Quarantine,
 ) -> dict:
     """Tables, summary and manifest of what the stages made; returns the summary."""
-    from data import prepared
+    from data import acquisition_times, prepared
     from data.tables import write_parquet
 
     names = ["config.yaml", "keys.parquet", "quarantine.parquet", "salt", "summary.json"]
@@ -204,12 +218,18 @@ def write_outputs(
     if volumes is not None:
         table = prepared.volume_table(volumes, prepared.duplicates(volumes, keys))
         write_parquet(table, folder / "volumes.parquet")
-        names.append("volumes.parquet")
+        times = acquisition_times.acquisition_times(studies.frame, volumes)
+        write_parquet(times, folder / "acquisition_times.parquet")
+        names += ["volumes.parquet", "acquisition_times.parquet"]
     if labels is not None:
         covariates = prepared.covariate_table(labels.covariates, studies, volumes or [])
         write_parquet(covariates, folder / "covariates.parquet")
         names += ["covariates.parquet", *labels.files]
     summary = prepared.summarise(studies, split_origins, labels, table, quarantine)
+    if volumes is not None:
+        summary["acquisition_times"] = acquisition_times.time_audit(times, config.ehr.blackout_days)
+        if doubt := acquisition_times.warning(summary["acquisition_times"]):
+            say(f"warning: {doubt}")
     write_json(folder / "summary.json", summary)
     if not any(summary["splits"]["ready"].values()):
         raise BadDataError("no study is left with what the stages need; summary.json and quarantine.parquet say why")

@@ -147,6 +147,26 @@ def test_a_second_run_reuses_everything_and_a_changed_source_alone_is_made_again
 
 
 @pytest.mark.slow
+def test_bad_entries_of_the_cache_are_rebuilt_to_the_byte_and_the_others_reused(undisturbed, hospital, tmp_path):
+    """Cut, damaged, another study's, a folder, gone: the next run leaves the cache as it was."""
+    where = shutil.copytree(undisturbed.parents[2], tmp_path / "copy")
+    prepared = where / "runs" / "run" / "prepared"
+    cut, flipped, foreign, folder, gone, sound = sorted((prepared / "volumes").glob("*.b2nd"))[:6]
+    cut.write_bytes(cut.read_bytes()[:-500])
+    flipped.write_bytes(bytes([*flipped.read_bytes()[:600], 0, *flipped.read_bytes()[601:]]))
+    shutil.copy(sound, foreign)
+    folder.unlink()
+    folder.mkdir()
+    gone.unlink()
+    assert flipped.read_bytes() != (undisturbed / "volumes" / flipped.name).read_bytes()
+    code, output, _ = run(where, hospital, "prepare.stages=[volumes]")
+    assert code == 0, output
+    assert "volumes of 15 studies, 10 from the cache; 0 bad studies" in output
+    for path in (undisturbed / "volumes").iterdir():
+        assert (prepared / "volumes" / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.slow
 def test_killed_at_two_random_moments_and_run_again_it_gives_the_same_bytes(undisturbed, hospital, tmp_path):
     seed = random.randrange(10**6)
     print(f"seed {seed}")
@@ -326,7 +346,7 @@ def test_no_name_of_a_patient_is_printed_or_copied_from_headers(quarantined):
     assert "ready: train 14" in output
     assert CANARY not in output
     # raw study ids are allowed in here; what stands in image paths and in DICOM headers is not
-    allowed = {"keys", "labels", "covariates", "phenotypes", "volumes", "quarantine"}
+    allowed = {"keys", "labels", "covariates", "phenotypes", "volumes", "acquisition_times", "quarantine"}
     for path in prepared.rglob("*"):
         # config.yaml holds the input paths as the user gave them
         if path.is_file() and path.stem not in allowed | {"config"}:

@@ -57,7 +57,7 @@ class Canaries:
     def common(self) -> set[bytes]:
         """A few strings of which every canary contains one."""
         upper = {canary[2:] for place, canary in self.placed.items() if place.endswith("as bytes")}
-        return {b"canary", b"7731040", b"19310418"} | upper
+        return {b"canary", b"7731040", b"19310418", b"1931-04-18"} | upper
 
     def text(self, place: str) -> str:
         return self._place(place, f"Qx{len(self.placed):02d}Canary")
@@ -79,12 +79,13 @@ def plant_dicom(folder: Path, canaries: Canaries) -> None:
     tags = {tag: canaries.text(tag) for tag in TEXT_TAGS} | {tag: canaries.uid(tag) for tag in UID_TAGS}
     private = canaries.text("private tag")
     birth = canaries._place("PatientBirthDate", "19310418")
+    canaries._place("AcquisitionDate", "1931-04-18")
     for number, path in enumerate(sorted(folder.iterdir())):
         data = pydicom.dcmread(path)
         for tag, value in tags.items():
             setattr(data, tag, f"{value}.{number}" if tag == "SOPInstanceUID" else value)
         data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
-        data.PatientBirthDate = birth
+        data.PatientBirthDate = data.AcquisitionDate = birth
         data.private_block(0x0033, "CREATOR", create=True).add_new(0x01, "LO", private)
         data.save_as(path)
     folder.rename(folder.with_name(canaries.text("folder of a series")))
@@ -165,9 +166,11 @@ def outcome(planted, tmp_path_factory, repository):
     def command_line(expected: int, *arguments) -> None:
         run(expected, "-c", "from ttepretrain.cli import main; main()", *arguments)
 
+    root = where / "run"
+    run(0, "-m", "jobs.prepare", where / "run.yaml", "--plan", "--json", where / "plan.json", *options)
     for job in ("prepare", "pretrain", "evaluation"):
         run(0, "-m", f"jobs.{job}", where / "run.yaml", *options)
-    root = where / "run"
+    (where / "plan.json").rename(root / "plan.json")
     table = where / "scans.csv"
     rows = pl.read_parquet(archive / "studies.parquet")["image"].to_list()
     table.write_text("key,image\n" + "".join(f"k{n},{archive / image}\n" for n, image in enumerate(rows)))
@@ -213,7 +216,8 @@ def test_no_output_outside_prepared_holds_a_canary(outcome, planted):
     outside = [path for path in root.rglob("*") if path.is_file() and "prepared" not in path.relative_to(root).parts]
     names = {path.name for path in outside}
     expected = {"config.yaml", "metrics.jsonl", "subjects.parquet", "model.safetensors", "embeddings.parquet",
-                "predictions.parquet", "report.html", "doctor.json", "montage.png", "quarantine.parquet"}  # fmt: skip
+                "predictions.parquet", "report.html", "doctor.json", "montage.png", "plan.json",
+                "quarantine.parquet"}  # fmt: skip
     assert expected <= names
     leaks = {str(path.relative_to(root)): places for path in outside if (places := found(decoded(path), planted[1]))}
     assert not leaks

@@ -26,7 +26,7 @@ from ttepretrain.volume.pixels import read_stack
 from ttepretrain.volume.series import arrange
 from ttepretrain.volume.source import source_files
 from ttepretrain.volume.syntaxes import LOSSY, has_readable_pixels
-from ttepretrain.volume.tags import acquisition, numbers, slice_header, text
+from ttepretrain.volume.tags import acquired, acquisition, numbers, slice_header, text
 
 DAMAGED = (Reason.TRUNCATED, Reason.UNREADABLE, Reason.TOO_LARGE)
 NO_PICTURES = (Reason.NOT_DICOM, Reason.NOT_IMAGE)
@@ -65,7 +65,9 @@ def read_dicom(path: Path, reading: Reading = DEFAULT_READING, wanted: Wanted = 
         if any(_is_lossy(picture) for picture in chosen):
             flags += (Flag.LOSSY,)
         lowest = stack.places[0][0]
-        return CTImage(hu_DHW, stack.affine, flags + pixel_flags, acquisition(values[lowest.file, lowest.frame]))
+        first = min(filter(None, map(acquired, values.values())), default=None)
+        said = acquisition(values[lowest.file, lowest.frame])
+        return CTImage(hu_DHW, stack.affine, flags + pixel_flags, said, first)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 import numpy as np
 
@@ -23,6 +24,7 @@ class CTImage:
     affine: np.ndarray  # 4 x 4 float64; may be oblique, left-handed or sheared (gantry tilt)
     flags: tuple[str, ...]
     acquisition: dict[str, str | float | bool | None]  # ACQUISITION_KEYS; nothing in it names a patient
+    acquired: datetime | None = None  # when, on the scanner's clock; a date may name a patient
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:

@@ -6,6 +6,7 @@ read -> plausible HU? -> nearest axes to RAS+ -> clip -> centre -> resample -> r
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ class Volume:
     acquisition: dict[str, str | float | bool | None]
     source_spacing_mm: tuple[float, float, float]  # D H W, after turning to RAS+
     source_shape_DHW: tuple[int, int, int]  # likewise
+    acquired: datetime | None  # as in CTImage
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -50,7 +52,8 @@ def preprocess_ct(path: Path, spec: VolumeSpec, wanted: Wanted = WHATEVER) -> Vo
     else:
         image = to_ras(image)
         hu_DHW, affine = to_grid(image, spec)
-    return Volume(hu_DHW, affine, tuple(map(str, image.flags)), image.acquisition, image.spacing_mm, image.hu_DHW.shape)
+    flags, source = tuple(map(str, image.flags)), (image.spacing_mm, image.hu_DHW.shape)
+    return Volume(hu_DHW, affine, flags, image.acquisition, *source, image.acquired)
 
 
 def read_ct(path: Path, reading: Reading = DEFAULT_READING, wanted: Wanted = WHATEVER) -> CTImage:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, MutableSequence
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,19 @@ TAGS = """
     HighBit PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit RescaleSlope RescaleIntercept RescaleType
     PixelSpacing ImageOrientationPatient ImagePositionPatient GantryDetectorTilt LossyImageCompression
     TemporalPositionIndex TemporalPositionIdentifier AcquisitionNumber AcquisitionTime ContentTime
-    AcquisitionDate ContentDate Manufacturer ConvolutionKernel KVP ContrastBolusAgent SliceThickness
+    AcquisitionDate ContentDate AcquisitionDateTime FrameAcquisitionDateTime SeriesDate SeriesTime StudyDate StudyTime
+    Manufacturer ConvolutionKernel KVP ContrastBolusAgent SliceThickness
     SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence
 """.split()  # noqa: SIM905  a table of names reads better than a list of strings
 VENDORS = "canon fujifilm ge hitachi neusoft philips samsung siemens toshiba uih".split()  # noqa: SIM905
 KERNEL_NAMES = "STANDARD SOFT LUNG BONE BONEPLUS DETAIL EDGE CHST STND STD+ SMOOTH SHARP".split()  # noqa: SIM905
+
+# When a picture was taken; the first that is there counts.
+MOMENTS = (
+    ("FrameAcquisitionDateTime",), ("AcquisitionDateTime",), ("AcquisitionDate", "AcquisitionTime"),
+    ("SeriesDate", "SeriesTime"), ("StudyDate", "StudyTime"),
+)  # fmt: skip
+MOMENT = re.compile(r"(\d{4})\.?(\d\d)\.?(\d\d)(?:(\d\d):?(\d\d)?:?(\d\d)?(?:\.(\d{1,6}))?)?(?:[+-]\d{4})?")
 
 Values = Mapping[str, Any]  # keyword -> value as pydicom converts it; absent where the file has no such element
 
@@ -114,3 +124,14 @@ def acquisition(values: Values) -> dict[str, str | float | bool | None]:
     if agent:
         known["contrast"] = agent not in ("NO", "NONE", "N")
     return known
+
+
+def acquired(values: Values) -> datetime | None:
+    """When the picture was taken, on the scanner's clock; midnight where only a date is said. None: nothing is."""
+    for keywords in MOMENTS:
+        match = MOMENT.fullmatch("".join(text(values, keyword) for keyword in keywords))
+        if match and text(values, keywords[0]):
+            *parts, fraction = match.groups("0")
+            with suppress(ValueError):  # no such date
+                return datetime(*map(int, parts), int(fraction.ljust(6, "0")))
+    return None
