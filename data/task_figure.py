@@ -37,7 +37,8 @@ def draw_tasks(tasks: TaskSet, event_days: np.ndarray, frozen: bool = False) -> 
     except ImportError:
         return None
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(16, 5), layout="constrained")
+        figure = Figure(figsize=(16, 5))
+        figure.subplots_adjust(left=0.045, right=0.99, bottom=0.18, top=0.93, wspace=0.2)
         ranking, counts, times = figure.subplots(1, 3)
         fitted = ", as fitted" if frozen else ""
         _draw_ranking(figure, ranking, tasks, fitted)

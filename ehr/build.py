@@ -8,6 +8,7 @@ label    label rows of every study, from what `count` left of it                
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +30,7 @@ from ehr.ontology import Ontology, read_ontology
 from ehr.phenotype_file import Phenotype, read_phenotypes, under
 from ehr.phenotypes import match_codes, phenotype_rows, rule_table
 from ehr.schema import ADMISSION, BIRTH, COVARIATES, DAY_US, DEATH, DISCHARGE, LABELS, PHENOTYPES, SEX
-from ehr.scratch import read_rows
+from ehr.scratch import read_rows, remove_all_but_rows
 from ehr.shard import Rules
 from ehr.sources.meds import MedsSource
 from ehr.survey import Survey, file_groups, plan_shards, survey_files, surveyed
@@ -88,8 +89,10 @@ def build_labels(
         else:
             chosen, task_counts = frozen_choice(frozen, index, excluded)
         map_shards(partial(label_shard, rules=rules, tasks=chosen["code"].to_numpy()), shards)
-        parts = [read_rows(Path(folder), shard.number) for shard in shards]
-        labels, covariates, outcome = _assembled(counted, parts, index, studies)
+        with ThreadPoolExecutor(2) as beside:
+            beside.submit(remove_all_but_rows, Path(folder))  # gigabytes, which take seconds
+            parts = [read_rows(Path(folder), shard.number) for shard in shards]
+            labels, covariates, outcome = _assembled(counted, parts, index, studies, beside)
     _refuse_nothing(labels, chosen, task_counts)
     event_days = train_event_days(labels, config.recurrence)
     return LabelResult(
@@ -191,9 +194,13 @@ def _commonest(codes: pl.DataFrame) -> dict[str, int]:
 
 
 def _assembled(
-    counted: list[ShardCounts], parts: list[pl.DataFrame], index: CodeIndex, studies: pl.DataFrame
+    counted: list[ShardCounts],
+    parts: list[pl.DataFrame],
+    index: CodeIndex,
+    studies: pl.DataFrame,
+    beside: ThreadPoolExecutor,
 ) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-    """The shards' rows in the order of the studies, under the ids and columns of the schemas. Empties the parts."""
+    """The shards' rows in the order of the studies, under the ids and columns of the schemas."""
     ids = studies.select("study", "study_id", "subject_id", "split", "study_time", index_time="study_time")
     people, outcome = (
         pl.concat([getattr(part, name) for part in counted]).sort(keys).join(ids, on="study", maintain_order="left")
@@ -201,13 +208,14 @@ def _assembled(
     )
     if people["study_id"].is_sorted():
         people = people.with_columns(pl.col("study_id").set_sorted())  # who sorts again gets no copy of the lists
-    # one column at a time: at 23,000 studies all of them take a gigabyte
     order = pl.concat([part.select("study") for part in parts]).with_row_index("place")
     order = people.join(order, on="study", maintain_order="left")["place"]
-    columns = {
-        name: pl.concat([part.drop_in_place(name) for part in parts]).gather(order)
-        for name in ("task_index", "event_days", "history_index", "visit_index", "past_codes")
-    }
+
+    def column(name: str) -> pl.Series:  # few at a time: at 23,000 studies all of them take a gigabyte
+        return pl.concat([part[name] for part in parts]).gather(order)
+
+    names = "event_days", "task_index", "history_index", "visit_index", "past_codes"
+    columns = dict(zip(names, beside.map(column, names)))
     past, names = columns.pop("past_codes"), pl.Enum(index.names["name"])
     labels = people.with_columns(**columns).select(pl.col(name).cast(dtype) for name, dtype in LABELS.items())
     covariates = people.with_columns(past_codes=past.list.eval(pl.element().cat.to(names)))
