@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from ehr.schema import DEATH
 from ehr.scratch import SCRATCH_FILES, SpoolWriter
 from ehr.shard import Shard, runs
 from ehr.sources.meds import Batch, MedsSource
@@ -123,13 +122,11 @@ def _unsorted(looks: list[_Look]) -> bool:
 def _look(batch: Batch, ids: np.ndarray, kinds: np.ndarray, spool: SpoolWriter) -> _Look:
     from ehr.moments import find_moments, kinds_of_codes  # a worker's: the driver does without half a second of imports
 
-    death = batch.codes.index_of(DEATH)
-    death = -1 if death is None else death
-    moment, backwards, repeated = find_moments(batch.subject_id, batch.time, batch.code, death)
+    moment, backwards, repeated = find_moments(batch.subject_id, batch.time, batch.code, batch.death)
     met = _first_of_runs(batch.subject_id[moment])
     if len(np.unique(met)) < len(met):  # else every run would be a row of the table of places
         batch = batch.by_subject()
-        moment, _, _ = find_moments(batch.subject_id, batch.time, batch.code, death)
+        moment, _, _ = find_moments(batch.subject_id, batch.time, batch.code, batch.death)
     first = runs(batch.subject_id[moment])  # each subject's first moment
     subject = batch.subject_id[moment[first]]
     place = np.minimum(np.searchsorted(ids, subject), len(ids) - 1)

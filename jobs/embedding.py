@@ -110,13 +110,13 @@ def embed_arms(config: RunConfig, splits: Sequence[PreparedStudies], device: str
         else open_trained(config.pretrain_folder(name), spec, device)
         for name in config.eval.arms
     ]
-    made_from = {"prepared": splits[0].fingerprint, "precision": config.eval.precision}
+    precision = choose_precision(config.eval.precision, arms[0].embedder, spec.shape_DHW, torch.device(device))
+    made_from = {"prepared": splits[0].fingerprint, "precision": precision}
     study_key_N = np.concatenate([studies.study_key for studies in splits])
     split_N = np.repeat([s.split for s in splits], [len(s) for s in splits])
     features = _reusable(path, arms, made_from, study_key_N)
     if set(features) == {arm.name for arm in arms}:
         return features
-    precision = choose_precision(config.eval.precision, arms[0].embedder, spec.shape_DHW, torch.device(device))
     for arm in arms:
         if arm.name not in features:
             arm.embedder.precision = precision

@@ -14,7 +14,7 @@ from torch import Tensor
 import ttepretrain
 from ttepretrain.embedder import Embedder
 from ttepretrain.errors import ConfigError, IntegrityError, LeakageError
-from ttepretrain.export_folder import CHECKED, SCHEMA_VERSION, previous_of, read_export, read_weights
+from ttepretrain.export_folder import CHECKED, SCHEMA_VERSION, Export, previous_of, read_export, read_weights
 from ttepretrain.files import sha256_of, sync, write_json
 from ttepretrain.model_card import model_card
 from ttepretrain.models.config import ModelConfig
@@ -84,11 +84,12 @@ def refuse_small_counts(tasks: TaskSet, min_patients: int) -> None:
 
 
 def load_model(folder: Path | str) -> TTEModel:
-    """The exported model in eval mode, bit for bit. Raises IntegrityError unless every weight matches.
+    """The exported model in eval mode, bit for bit. Raises IntegrityError unless every weight matches, and for another
+    preprocessing version.
 
     Raises ConfigError for an export of an arm without hazards.
     """
-    export = read_export(Path(folder))
+    export = _read_current(folder)
     if export.arm != "tte":
         raise ConfigError(f"{folder} is an export of arm {export.arm}: an encoder without hazards; use load_encoder")
     bias_TK = torch.zeros(export.tasks.num_bins, export.tasks.num_tasks)
@@ -99,18 +100,24 @@ def load_model(folder: Path | str) -> TTEModel:
 
 def load_encoder(folder: Path | str, device: str = "cpu") -> Embedder:
     """Embedder of scans with the exported encoder and its own preprocessing."""
-    export = read_export(Path(folder))
-    if export.preprocess_version != PREPROCESS_VERSION:
-        raise IntegrityError(
-            f"{export.folder} was trained on preprocessing version {export.preprocess_version}, this release has "
-            f"{PREPROCESS_VERSION}; use ttepretrain {export.versions['ttepretrain']}"
-        )
+    export = _read_current(folder)
     if export.arm == "tte":
         return Embedder(load_model(folder).encoder, export.spec, device)
     encoder = build_encoder(export.model, export.spec.num_channels, seed=0, spacing_mm=export.spec.spacing_mm)
     weights = {name.removeprefix(ENCODER): tensor for name, tensor in read_weights(export).items()}
     load_strict(encoder, weights, str(export.folder))
     return Embedder(encoder, export.spec, device)
+
+
+def _read_current(folder: Path | str) -> Export:
+    """The export; IntegrityError where this release would prepare its volumes otherwise."""
+    export = read_export(Path(folder))
+    if export.preprocess_version != PREPROCESS_VERSION:
+        raise IntegrityError(
+            f"{export.folder} was trained on preprocessing version {export.preprocess_version}, this release has "
+            f"{PREPROCESS_VERSION}; use ttepretrain {export.versions['ttepretrain']}"
+        )
+    return export
 
 
 def _weights_of(model: ScanModel, arm: str) -> dict[str, Tensor]:

@@ -43,6 +43,8 @@ class TaskSet:
         edges = self.bin_edges_days
         if len(edges) < 2 or edges[0] != 0 or edges[-1] != np.inf or any(a >= b for a, b in pairwise(edges)):
             raise ValueError(f"bin_edges_days must increase from 0 to infinity; got {list(edges)}")
+        if not 0 <= self.blackout_days < np.inf:
+            raise ValueError(f"blackout_days must be a number of days from 0 on; got {self.blackout_days!r}")
         if self.recurrence not in ("all", "incident"):
             raise ValueError(f"recurrence must be all or incident; got {self.recurrence!r}")
         if self.death_task is not None and not 0 <= self.death_task < len(self.tasks):

@@ -17,7 +17,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
-from ehr.schema import BIRTH, EVENTS, METADATA
+from ehr.schema import BIRTH, DEATH, EVENTS, METADATA
 from ehr.timeline import NEVER
 from ttepretrain.errors import BadDataError, ConfigError, IntegrityError
 
@@ -36,6 +36,8 @@ _TOO_LATE = _us(datetime(2300, 1, 1))  # no shifted calendar reaches it
 UNREADABLE = (pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, UnicodeDecodeError)
 
 
+_NAMED = (pl.col("code") != "").fill_null(False).alias("named")
+_BIRTH, _DEATH = ((pl.col("code") == name).fill_null(False).alias(name) for name in (BIRTH, DEATH))
 _TEXT = pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null
 
 
@@ -47,6 +49,7 @@ class Batch:
     time: np.ndarray  # int64 us; NEVER for static events
     code: np.ndarray  # int32, place in `codes`
     codes: pl.Series  # strings, unique; may hold some that no event has
+    death: int  # place of MEDS_DEATH; -1 without it
     counts: dict  # rows, static, null_codes, placeholder_dates: of all rows read
     placeholders: pl.Series  # codes of the rows that were dropped for their date
 
@@ -101,21 +104,18 @@ class MedsSource:
         # polars and not pyarrow makes the numpy arrays: pyarrow would import pandas, .7 s in every worker
         subject_id, (code, codes) = _subject(name, rows.column("subject_id")), _code(rows.column("code"))
         time = self._time(rows.column("time"))
-        named, birth = (codes != "").fill_null(False), (codes == BIRTH).fill_null(False)
+        named, birth, is_death = codes.to_frame().select(_NAMED, _BIRTH, _DEATH).to_numpy().T
+        named, birth = np.append(named, False), np.append(birth, False)  # the last one: null
         usable, uncoded, placeholders = usable_rows(
-            time,
-            code,
-            *(np.append(of_code.to_numpy(), False) for of_code in (named, birth)),  # the last one: null
-            _ALWAYS_PLACEHOLDER,
-            _TOO_LATE,
-            _PLACEHOLDERS,
+            time, code, named, birth, _ALWAYS_PLACEHOLDER, _TOO_LATE, _PLACEHOLDERS
         )
+        death = int(is_death.argmax()) if is_death.any() else -1
         counts = {"rows": len(time), "static": rows.column("time").null_count}
         counts |= {"null_codes": uncoded, "placeholder_dates": placeholders}
         if not uncoded and not placeholders:
-            return Batch(subject_id, time, code, codes, counts, codes.clear())
-        dropped = ~usable & np.append(named.to_numpy(), False)[code]
-        return Batch(subject_id[usable], time[usable], code[usable], codes, counts, codes.gather(code[dropped]))
+            return Batch(subject_id, time, code, codes, death, counts, codes.clear())
+        dropped = codes.gather(code[~usable & named[code]])
+        return Batch(subject_id[usable], time[usable], code[usable], codes, death, counts, dropped)
 
     def _time(self, column: pa.Array) -> np.ndarray:
         """int64 us, local; NEVER for null."""

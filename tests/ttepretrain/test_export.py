@@ -243,8 +243,9 @@ class TestDamage:
     def test_other_preprocessing_is_described_but_not_used(self, copy):
         edit(copy, "config.json", lambda document: document["volume"].update(preprocess_version=0))
         read_export(copy)
-        with pytest.raises(IntegrityError, match="trained on preprocessing version 0"):
-            load_encoder(copy)
+        for load in (load_encoder, load_model):  # the one embeds, the other tells risks
+            with pytest.raises(IntegrityError, match="trained on preprocessing version 0"):
+                load(copy)
 
 
 class TestHostileWeights:

@@ -60,8 +60,17 @@ def test_edges_must_increase_from_zero_to_infinity(tasks, edges):
         dataclasses.replace(tasks, bin_edges_days=edges)
 
 
-@pytest.mark.parametrize(("field", "value"), [("recurrence", "first"), ("death_task", 4), ("death_task", -1)])
-def test_unknown_recurrence_and_a_death_task_outside_the_list_are_refused(tasks, field, value):
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("recurrence", "first"),
+        ("death_task", 4),
+        ("death_task", -1),
+        ("blackout_days", -5.0),
+        ("blackout_days", math.nan),
+    ],
+)
+def test_unknown_recurrence_a_death_task_outside_the_list_and_a_blackout_that_is_none_are_refused(tasks, field, value):
     with pytest.raises(ValueError, match=f"{field} must be .*; got '?{value}"):
         dataclasses.replace(tasks, **{field: value})
 

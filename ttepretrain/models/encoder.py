@@ -106,7 +106,7 @@ def build_encoder(
     encoder = Encoder(trunk.layers, trunk.feature_dim, trunk.min_voxels, loaded, channels_last=trunk.convolutional)
     if loaded:
         load_initial(encoder, config)
-    return encoder
+    return encoder.train()  # freezes what is to be frozen
 
 
 def _prepare_convolutions(layers: nn.Sequential, norm: str, seed: int) -> None:

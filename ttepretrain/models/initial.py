@@ -76,7 +76,7 @@ def load_initial(encoder: nn.Module, config: ModelConfig) -> None:
         weights, left_out = _renamed(_read_state(_file_of(config)), LAYOUTS[layout])
         own = encoder.trunk.state_dict()
         counters = _absent_counters(weights, own)
-        load_strict(encoder.trunk, _fitted(weights, own) | counters, f"model.init={layout}")
+        load_strict(encoder.trunk, _fitted(weights, own, layout == "inflate") | counters, f"model.init={layout}")
     parts = Counter(name.partition(".")[0] for name in left_out)
     print(
         f"model.init: {layout}: {len(weights)} weights matched, 0 unexpected, "
@@ -107,8 +107,12 @@ def _weights_of_export(config: ModelConfig) -> dict[str, Tensor]:
         ours, theirs = getattr(config, key), getattr(export.model, key)
         if ours != theirs:
             raise ConfigError(f"model.{key} is {ours!r} and the export in model.init has {theirs!r}; make them equal")
-    # As many windows, but others, would load without a word.
-    print(f"model.init: trained on HU windows {export.spec.windows} at {export.spec.spacing_mm} mm", flush=True)
+    # As many windows, but others, would load without a word, and another preprocessing.
+    print(
+        f"model.init: trained on HU windows {export.spec.windows} at {export.spec.spacing_mm} mm, preprocessing "
+        f"version {export.preprocess_version}",
+        flush=True,
+    )
     prefix = "encoder."
     return {k.removeprefix(prefix): v for k, v in read_weights(export).items() if k.startswith(prefix)}
 
@@ -160,14 +164,16 @@ def _absent_counters(weights: dict[str, Tensor], own: dict[str, Tensor]) -> dict
     }
 
 
-def _fitted(weights: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights in fp32, 2D kernels inflated, the first kernel on our windows; other shapes as they are."""
+def _fitted(weights: dict[str, Tensor], own: dict[str, Tensor], flat: bool) -> dict[str, Tensor]:
+    """The weights in fp32, the first kernel on our windows; of a `flat` file the 2D kernels inflated."""
     first = next(name for name, tensor in own.items() if tensor.ndim == 5)
     fitted = {}
     for name, tensor in weights.items():
         if tensor.is_floating_point():
             tensor = tensor.float()
-        if name in own and own[name].ndim == 5 and tensor.ndim == 4:
+        if flat and name in own and own[name].ndim == 5:
+            if tensor.ndim != 4:
+                raise IntegrityError(f"model.init=inflate: {name} is no 2D kernel; name the layout of the file")
             tensor = inflate(tensor, own[name].shape[2])
         if name == first and tensor.ndim == 5:
             tensor = spread_over_windows(tensor, own[name].shape[1])

@@ -32,10 +32,13 @@ def load_strict(module: nn.Module, weights: dict[str, Tensor], origin: str) -> N
 
 
 def refuse_not_finite(weights: dict[str, Tensor], origin: str) -> None:
-    """Raise IntegrityError that names the weights holding NaN or infinity."""
+    """Raise IntegrityError that names the weights holding NaN or infinity, or variances below 0."""
     bad = [name for name, tensor in weights.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
     if bad:
         raise IntegrityError(f"{origin}: {len(bad)} weights hold NaN or infinity: {_names(bad)}")
+    bad = [name for name, tensor in weights.items() if name.endswith("running_var") and (tensor < 0).any()]
+    if bad:
+        raise IntegrityError(f"{origin}: {len(bad)} variances are negative: {_names(bad)}")
 
 
 def _names(names: list[str]) -> str:

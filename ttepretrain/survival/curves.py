@@ -23,7 +23,7 @@ from ttepretrain.survival.likelihood import exposure_days
 def survival(log_hazard_BTK: Tensor, horizon_days: float, bin_edges_days: Sequence[float], blackout_days: float):
     """float64 [B, K]: S_k(horizon)."""
     days_T = _days_in_bins(log_hazard_BTK, horizon_days, bin_edges_days, blackout_days)
-    return torch.exp(-(log_hazard_BTK.double().exp() * days_T[:, None]).sum(1))
+    return torch.exp(-_passed(log_hazard_BTK.double().exp(), days_T).sum(1))
 
 
 def cumulative_incidence(
@@ -40,7 +40,7 @@ def cumulative_incidence(
     if death_task is not None:
         both_BTK += hazard_BTK[:, :, death_task, None]
         both_BTK[:, :, death_task] = hazard_BTK[:, :, death_task]
-    passed_BTK = both_BTK * days_T[:, None]
+    passed_BTK = _passed(both_BTK, days_T)
     before_BTK = torch.cat([torch.zeros_like(passed_BTK[:, :1]), passed_BTK[:, :-1].cumsum(1)], 1)
     by_k_BTK = torch.where(both_BTK > 0, hazard_BTK / both_BTK, 0.0)
     return (torch.exp(-before_BTK) * by_k_BTK * -torch.expm1(-passed_BTK)).sum(1)
@@ -62,6 +62,11 @@ def quantile_days(
     before_BTK = torch.cat([torch.zeros_like(hazard_BTK[:, :1]), ends_BTK], 1)
     rest_BK = (wanted - before_BTK.gather(1, bin_B1K)) / hazard_BTK.gather(1, bin_B1K)
     return low_T[bin_B1K[:, 0]] + rest_BK[:, 0]
+
+
+def _passed(hazard_BTK: Tensor, days_T: Tensor) -> Tensor:
+    """Hazard times days; 0 for a hazard of 0, however long."""
+    return torch.where(hazard_BTK == 0, 0.0, hazard_BTK * days_T[:, None])
 
 
 def _days_in_bins(log_hazard_BTK: Tensor, horizon_days: float, edges: Sequence[float], blackout_days: float) -> Tensor:

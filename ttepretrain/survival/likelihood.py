@@ -36,8 +36,8 @@ def nll_sum(
         event_days_N = batch.event_days_N.to(z_BTK.dtype)
         exposure_BT = exposure_days(batch.censor_days_B.to(z_BTK.dtype), edges, blackout_days)
         exposure_NT = exposure_days(event_days_N, edges, blackout_days)
-        # right=False puts an event on an edge into the bin that ends there.
-        bin_N = torch.searchsorted(edges, event_days_N) - 1
+        # right=False puts an event on an edge into the bin that ends there; in the precision that the times have.
+        bin_N = torch.searchsorted(edges.to(batch.event_days_N.dtype), batch.event_days_N) - 1
         event_N = torch.ones_like(event_days_N)
 
         left_out_row_M, left_out_task_M = batch.history_row_M[:0], batch.history_task_M[:0]

@@ -14,7 +14,7 @@ from ttepretrain.errors import ConfigError, IntegrityError
 from ttepretrain.models.config import ENCODERS, WEIGHT_FILES, ModelConfig, ViTConfig
 from ttepretrain.models.encoder import TRUNKS, build_encoder
 from ttepretrain.models.weights import load_strict
-from ttepretrain.testing import write_tiny_export
+from ttepretrain.testing import tiny_encoder, write_tiny_export
 
 # Features and millions of parameters with one input channel and no classifier.
 SIZES = {
@@ -62,6 +62,16 @@ def test_torch_export_gives_the_encoder_that_it_was_given(encoder_of_one_window)
     with torch.no_grad():
         exported = torch.export.export(Features(encoder.eval()), (x_BCDHW,)).module()
         assert torch.equal(exported(x_BCDHW), encoder.features(x_BCDHW))
+
+
+def test_a_map_in_bf16_is_averaged_in_fp32():
+    """Rounding the mean to bf16 would be off by .2 %."""
+    encoder, x_BCDHW = tiny_encoder(), noise(2, 1, (13, 14, 15))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        map_BFdhw, features_BF = encoder.feature_map(x_BCDHW), encoder.features(x_BCDHW)
+    assert map_BFdhw.dtype == torch.bfloat16
+    assert features_BF.dtype == torch.float32
+    torch.testing.assert_close(features_BF.double(), map_BFdhw.double().mean((2, 3, 4)), rtol=1e-6, atol=1e-7)
 
 
 # | `densenet121` | 1024 | 11.2 M | 0.46 | 29 voxels along each axis |

@@ -17,6 +17,7 @@ from ttepretrain.models.encoder import build_encoder
 from ttepretrain.models.initial import inflate, spread_over_windows
 from ttepretrain.models.model import build_model
 from ttepretrain.testing import random_task_set, write_tiny_export
+from ttepretrain.training.precision import bf16_difference
 from ttepretrain.volume.spec import VolumeSpec
 
 PATCHES = "patch_embed.proj.weight"
@@ -108,6 +109,24 @@ class TestInflation:
         encoder.features(noise(2, 3, 16, 16, 16))
         assert torch.equal(encoder.trunk.bn1.running_mean, before)
         assert before.abs().max() > 0.01
+
+    def test_loaded_statistics_are_frozen_from_the_start_and_the_self_test_changes_none(self, tmp_path):
+        torch.save(self.torchvision_state(self.network_2d("resnet18"), False), tmp_path / "weights.pth")
+        config = ModelConfig("resnet18", norm="batch", init=f"inflate:{tmp_path / 'weights.pth'}")
+        spec = VolumeSpec((4.0, 4.0, 4.0), (32, 32, 32), (-1024, 3071), ((40.0, 400.0),) * 3)
+        model = build_model(config, spec, torch.zeros(2, 3), seed=0)
+        assert not model.encoder.trunk.bn1.training
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        bf16_difference(model, (noise(2, 32, 32, 32) * 1000).to(torch.int16))
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+    def test_a_flat_file_loads_as_nothing_else_and_no_other_file_as_flat(self, tmp_path):
+        torch.save(self.torchvision_state(self.network_2d("resnet50"), False), tmp_path / "flat.pth")
+        with pytest.raises(IntegrityError, match=r"model\.init=medicalnet: .*weights of another shape"):
+            load("resnet50", "medicalnet", tmp_path / "flat.pth", 3)
+        torch.save(trained("resnet50", 1).state_dict(), tmp_path / "deep.pth")
+        with pytest.raises(IntegrityError, match=r"conv1\.weight is no 2D kernel"):
+            load("resnet50", "inflate", tmp_path / "deep.pth", 1)
 
 
 def replicate_depth(network: nn.Module) -> None:
@@ -271,6 +290,13 @@ class TestRefusals:
         with pytest.raises(IntegrityError, match=message):
             load("swin_unetr", "swinvit", tmp_path / "weights.safetensors", 1)
 
+    def test_a_variance_below_zero(self, tmp_path):
+        state = {name: tensor.clone() for name, tensor in trained("resnet50", 1).state_dict().items()}
+        state["bn1.running_var"][3] = -0.5
+        torch.save(state, tmp_path / "weights.pth")
+        with pytest.raises(IntegrityError, match=r"1 variances are negative: bn1\.running_var"):
+            load("resnet50", "medicalnet", tmp_path / "weights.pth", 1)
+
     def test_batch_statistics_are_not_counted_as_matched_by_themselves(self, tmp_path):
         save_file({"other": torch.zeros(1)}, tmp_path / "weights.safetensors")
         with pytest.raises(IntegrityError, match="inflate: 0 of 120 weights match"):
@@ -324,7 +350,8 @@ def test_an_export_says_how_much_of_it_matched(tmp_path, capsys):
     write_tiny_export(tmp_path / "export")
     build_encoder(ModelConfig(init=str(tmp_path / "export")), 2, 0)
     assert re.fullmatch(
-        r"model.init: trained on HU windows \(\(-600.0, 1500.0\), \(40.0, 400.0\)\) at \(12.0, 11.0, 10.0\) mm\n"
+        r"model.init: trained on HU windows \(\(-600.0, 1500.0\), \(40.0, 400.0\)\) at \(12.0, 11.0, 10.0\) mm, "
+        r"preprocessing version \d+\n"
         r"model.init: export: (\d+) weights matched, 0 unexpected, missing: none, left out: none\n",
         capsys.readouterr().out,
     )

@@ -73,8 +73,9 @@ def test_quantile_is_where_survival_crosses():
 def test_hazards_of_zero_and_horizons_without_end():
     """No hazard, no event; for ever, the share of k is its share of the last bin's hazards among those who reach it."""
     none = torch.tensor([[[-math.inf, -4.6], [-math.inf, -math.inf]]])
-    for days in (0.0, 1.0, 5.0, 1e6):
+    for days in (0.0, 1.0, 5.0, 1e6, math.inf):
         assert cumulative_incidence(none, days, EDGES, 1.0, 1)[0, 0] == 0
+        assert survival(none, days, EDGES, 1.0)[0, 0] == 1
     assert quantile_days(none, 0.5, EDGES, 1.0)[0, 0] == math.inf
     z = log_hazard(HAZARDS)
     for horizon in (0.0, 1.0):  # nothing is said about (0, blackout]

@@ -22,9 +22,9 @@ from ttepretrain.training.objectives.ssl import BLOCKS, hidden_blocks
 ROWS, TRAIN, TASKS = 12, 9, 5
 
 
-def exam(arm: str, objective_on):
+def exam(arm: str, objective_on, recurrence: str = "all"):
     """Objective, its labels and task set, one batch of all rows."""
-    tasks = random_task_set(np.random.default_rng(0), TASKS)
+    tasks = random_task_set(np.random.default_rng(0), TASKS, recurrence=recurrence)
     labels = random_labels(np.random.default_rng(1), ROWS, tasks, event_share=0.5)
     objective = objective_on(tiny_encoder(), TrainConfig(arm=arm), labels, TRAIN, tasks)
     return objective, labels, tasks, random_batch(np.random.default_rng(2), labels)
@@ -49,20 +49,46 @@ def test_visit_is_the_cross_entropy_of_every_task(objective_on):
     assert cells.item() == ROWS * TASKS
 
 
-def slow_mtl(logits_BQ, log_hazard_BTP, table: PhenotypeTable, tasks) -> tuple[float, int]:
+def slow_survival(log_hazard_BTK, days_BK, event_BK, tasks) -> tuple[float, int]:
+    """Piecewise-exponential; NaN days leave the sum and the count."""
     total, cells, edges = 0.0, 0, tasks.bin_edges_days
+    for i, row in enumerate(np.float32(days_BK)):
+        for k, days in enumerate(row):
+            if days != days:
+                continue
+            for t in range(len(edges) - 1):
+                z = float(log_hazard_BTK[i, t, k])
+                total += max(0.0, min(days, edges[t + 1]) - max(edges[t], tasks.blackout_days)) * math.exp(z)
+                total -= z if event_BK[i, k] and edges[t] < days <= edges[t + 1] else 0.0
+                cells += 1
+    return total, cells
+
+
+@pytest.mark.parametrize("recurrence", ["all", "incident"])
+def test_tte_is_the_likelihood_of_the_pairs_that_the_tasks_recurrence_counts(recurrence, objective_on):
+    """Under `incident` a task that a study has in its history leaves the sum and the count, event or none."""
+    objective, labels, tasks, batch = exam("tte", objective_on, recurrence)
+    days_BK, event_BK = np.repeat(labels.censor_days[:, None], TASKS, axis=1), np.zeros((ROWS, TASKS), bool)
+    days_BK[labels.events.row, labels.events.index] = labels.event_days
+    event_BK[labels.events.row, labels.events.index] = True
+    past = labels.history.row, labels.history.index
+    assert event_BK[past].any()
+    assert not event_BK[past].all()
+    if recurrence == "incident":
+        days_BK[past] = np.nan
+    log_hazard_BTK = torch.from_numpy(np.random.default_rng(3).normal(-6, 1, (ROWS, tasks.num_bins, TASKS)))
+    expected, counted = slow_survival(log_hazard_BTK, days_BK, event_BK, tasks)
+    loss, cells = objective.loss_sum(log_hazard_BTK, batch)
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+    assert cells.item() == counted
+
+
+def slow_mtl(logits_BQ, log_hazard_BTP, table: PhenotypeTable, tasks) -> tuple[float, int]:
+    total, cells = slow_survival(log_hazard_BTP, table.days_RP, table.event_RP, tasks)
     for i in range(len(logits_BQ)):
         for q, label in enumerate(table.label_RQ[i]):
             if label == label:
                 total, cells = total + entropy(float(logits_BQ[i, q]), label == 1), cells + 1
-        for p, days in enumerate(np.float32(table.days_RP[i])):
-            if days != days:
-                continue
-            for t in range(len(edges) - 1):
-                z = float(log_hazard_BTP[i, t, p])
-                total += max(0.0, min(days, edges[t + 1]) - max(edges[t], tasks.blackout_days)) * math.exp(z)
-                total -= z if table.event_RP[i, p] and edges[t] < days <= edges[t + 1] else 0.0
-                cells += 1
     return total, cells
 
 
