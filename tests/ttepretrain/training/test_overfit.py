@@ -22,7 +22,8 @@ from ttepretrain.training.optim import EPSILON, parameter_groups
 
 STUDIES, SIZE, STEPS = 8, 32, 40
 SENSITIVE = (("swin_unetr", "group"), ("resnet152", "group_ws"), ("segresnet", "group_ws"))  # docs/models.md
-QUICK = [("resnet18", arm, "group") for arm in ARMS] + [("densenet121", "tte", "group")]
+QUICK = [("resnet18", arm, "group") for arm in ARMS if arm != "tte"]
+QUICK += [(encoder, "tte", "group") for encoder in ENCODERS]
 ALL = [(encoder, arm, "group") for encoder in ENCODERS for arm in ARMS]
 ALL += [(encoder, "tte", "group_ws") for encoder in CONVOLUTIONAL]
 LEFT = {"tte": 0.95, "visit": 0.7, "mtl": 0.9, "ssl": 0.6}  # of the blind model's loss: where a run ends, learnt
