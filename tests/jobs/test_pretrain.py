@@ -11,29 +11,24 @@ import time
 import warnings
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 import pyarrow.parquet as parquet
 import pytest
 
-from data.cache import VolumeRecord, hash_voxels, write_volume
-from data.keys import key_table
-from data.prepare import PreparedVolume
-from data.prepared import volume_table, write_manifest
 from data.tables import write_parquet
+from data.testing import load_module
 from jobs.pretrain import main
 from ttepretrain import load_encoder, load_model
 from ttepretrain.errors import ConfigError, IntegrityError, Interrupted
 from ttepretrain.export_folder import read_export, read_weights
 from ttepretrain.files import sha256_of
 from ttepretrain.lock import folder_lock
-from ttepretrain.testing import random_labels, random_task_set, run_distributed, run_ranks
-from ttepretrain.volume.spec import LUNG, VolumeSpec
+from ttepretrain.testing import run_distributed, run_ranks
 
 pytestmark = pytest.mark.slow
 
-SPEC = VolumeSpec((15.0, 14.0, 13.0), (20, 22, 24), (-1024, 3071), (LUNG,))
-NUM_TRAIN, NUM_TUNING = 17, 3
+small = load_module(Path(__file__).with_name("small_prepared.py"))
+SPEC = small.SPEC
 CONFIG = f"""
 name: small
 ehr: {{min_patients: 5}}
@@ -43,56 +38,13 @@ train: {{epochs: 2, batch_size: 4, precision: fp32, keep_checkpoints: 1}}
 """
 
 
-def write_prepared(folder: Path) -> None:
-    rng = np.random.default_rng(5)
-    (folder / "volumes").mkdir(parents=True)
-    num = NUM_TRAIN + NUM_TUNING
-    ids, split = [f"ct-{n:02d}" for n in range(num)], ["train"] * NUM_TRAIN + ["tuning"] * NUM_TUNING
-    # Two studies of subject 0.
-    keys = key_table(bytes(32), pl.DataFrame({"study_id": ids, "subject_id": [0, *range(num - 1)], "split": split}))
-    tasks = random_task_set(rng, 5)
-    tasks.save(folder / "tasks.json")
-    table = random_labels(rng, num, tasks)
-    one = [table.take(np.array([n])) for n in range(num)]
-    labels = {
-        "study_id": ids,
-        "subject_id": [0, *range(num - 1)],
-        "split": split,
-        "censor_days": table.censor_days,
-        "task_index": pl.Series([row.events.index.tolist() for row in one], dtype=pl.List(pl.Int32)),
-        "event_days": pl.Series([row.event_days.tolist() for row in one], dtype=pl.List(pl.Float64)),
-        "history_index": pl.Series([row.history.index.tolist() for row in one], dtype=pl.List(pl.Int32)),
-        "visit_index": pl.Series([row.visit.index.tolist() for row in one], dtype=pl.List(pl.Int32)),
-    }
-    write_parquet(pl.DataFrame(labels), folder / "labels.parquet")
-    outcome = {"study_id": ids, "phenotype": "edema", "kind": "prognosis"}
-    happened = [n % 3 == 0 for n in range(num)]
-    days = [1 + (days - 1) / 2 if h else days for days, h in zip(table.censor_days, happened)]
-    outcome |= {"label": [None if n % 5 == 0 else n % 2 == 0 for n in range(num)], "event": happened, "time_days": days}
-    frame = pl.DataFrame(outcome)
-    horizons = [frame.with_columns(horizon_days=pl.lit(h, pl.Float64)) for h in (30.0, None)]
-    write_parquet(pl.concat(horizons), folder / "phenotypes.parquet")
-    volumes = []
-    for n in range(num):
-        hu_DHW = rng.integers(-1024, 1500, SPEC.shape_DHW).astype(np.int16)
-        record = VolumeRecord(
-            list(SPEC.shape_DHW), list(SPEC.spacing_mm), [0.0] * 16, [], {}, [1.0] * 3, f"{n}", hash_voxels(hu_DHW)
-        )
-        checksum = write_volume(folder / "volumes" / f"{n}.b2nd", hu_DHW, record)
-        volumes.append(PreparedVolume(ids[n], f"{n}", checksum, record, False))
-    for name, frame in (("volumes", volume_table(volumes, set())), ("keys", keys)):
-        write_parquet(frame, folder / f"{name}.parquet")
-    names = ["tasks.json", "labels.parquet", "volumes.parquet", "keys.parquet", "phenotypes.parquet"]
-    write_manifest(folder, names, volume_table(volumes, set()), SPEC)
-
-
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory) -> Path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import monai.networks.nets  # noqa: F401  # once, for all processes forked below
     folder = tmp_path_factory.mktemp("prepared")
-    write_prepared(folder / "prepared")
+    small.write_prepared(folder / "prepared")
     return folder / "prepared"
 
 
@@ -160,7 +112,7 @@ def test_all_subjects_that_the_run_saw_are_listed_by_key(finished):
     keys = pl.read_parquet(arm(finished).parents[1] / "prepared" / "keys.parquet")
     expected = keys.select("subject_key", "split").unique().rows()
     assert {(row["subject_key"], row["split"]) for row in table} == set(expected)
-    assert len(table) == NUM_TRAIN + NUM_TUNING - 1
+    assert len(table) == small.NUM_TRAIN + small.NUM_TUNING - 1
 
 
 def test_second_start_says_that_it_is_finished(finished):
