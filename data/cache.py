@@ -92,7 +92,8 @@ def read_volume(path: Path, checksum: str) -> np.ndarray:
 def read_crop(path: Path, start_DHW: Sequence[int], shape_DHW: Sequence[int]) -> np.ndarray:
     """int16 HU of the box of `shape_DHW` voxels that begins at `start_DHW`; only the chunks it touches are read.
 
-    Raises IntegrityError when these, or what the file says of itself, are not what was sealed; OSError as it comes.
+    Raises IntegrityError when these, or what the file says of itself, are not what was sealed; OSError as it comes;
+    ValueError for a box that leaves the volume.
     """
     import blosc2
 
@@ -101,6 +102,9 @@ def read_crop(path: Path, start_DHW: Sequence[int], shape_DHW: Sequence[int]) ->
     try:
         array = blosc2.open(str(path), mode="r")
         record, hashes = _sealed(path, array)
+        inside = all(start >= 0 and end <= size for start, end, size in zip(start_DHW, ends_DHW, record.shape))
+        if not inside:
+            raise IndexError
         chunk_DHW = _chunks(record.shape)
         grid_DHW = [math.ceil(size / chunk) for size, chunk in zip(record.shape, chunk_DHW)]
         met = [range(a // c, math.ceil(b / c)) for a, b, c in zip(start_DHW, ends_DHW, chunk_DHW)]
@@ -114,6 +118,8 @@ def read_crop(path: Path, start_DHW: Sequence[int], shape_DHW: Sequence[int]) ->
         return out_DHW
     except OSError:
         raise
+    except IndexError:
+        raise ValueError(f"a box at {list(start_DHW)} of {list(shape_DHW)} voxels leaves the volume") from None
     except Exception:  # as in read_record
         raise IntegrityError("a cached volume is damaged; run jobs.prepare again to rebuild it") from None
 
@@ -125,7 +131,10 @@ def read_record(path: Path, shape_DHW: Sequence[int]) -> tuple[VolumeRecord, str
     try:
         data = path.read_bytes()
         array = blosc2.ndarray_from_cframe(data, copy=False)
-        record, _ = _sealed(path, array)  # before anything is allocated: a flipped bit can ask for petabytes
+        record, hashes = _sealed(path, array)  # before anything is allocated: a flipped bit can ask for petabytes
+        chunks = map(array.schunk.get_chunk, range(array.schunk.nchunks))
+        if [hashlib.sha256(chunk).hexdigest() for chunk in chunks] != hashes:  # some bits change no voxel
+            return None
         if record.shape != list(shape_DHW) or hash_voxels(array[:]) != record.voxel_hash:
             return None
         return record, hashlib.sha256(data).hexdigest()

@@ -66,11 +66,12 @@ def check_concatenations(pictures: Sequence[Picture]) -> None:
     """
     frames, totals = defaultdict(dict), defaultdict(set)
     for values in {id(picture.header): picture.header.values for picture in pictures}.values():
-        if not values.keys().isdisjoint(CONCATENATION):
+        total = text(values, "InConcatenationTotalNumber")
+        if text(values, "ConcatenationUID") or total not in ("", "0", "1"):  # else the one part is the whole
             number, first = (int(numbers(values, keyword, 1, Reason.MISSING_SLICE)[0]) for keyword in CONCATENATION[1:])
             uid = text(values, "ConcatenationUID")
             frames[uid][number] = first, first + int(values.get("NumberOfFrames") or 1)
-            totals[uid].add(text(values, "InConcatenationTotalNumber"))
+            totals[uid].add(total)
     for uid, parts in frames.items():
         starts, ends = zip(*(parts[number] for number in sorted(parts)))
         whole = sorted(parts) == list(range(1, len(parts) + 1)) and starts == (0, *ends[:-1])

@@ -149,11 +149,13 @@ def _native(header: Header, frames: dict[int, Picture]) -> Iterator[tuple[Pictur
 
 
 def _check_length(header: Header) -> None:
-    """BadStudy unless the uncompressed pixels are as many as stated: a row too many may be one that Rows forgot."""
+    """BadStudy unless the uncompressed pixels are as many as stated: a row too many may be one that Rows forgot. Less
+    than a row behind them is padding.
+    """
     expected = 2 * math.prod(_shape_HW(header)) * _frame_count(header)
     if header.pixels_at is None or header.pixels_length < expected:
         raise BadStudy(Reason.TRUNCATED, "fewer pixels than the header states")
-    if header.pixels_length > expected:
+    if header.pixels_length >= expected + 2 * _shape_HW(header)[1]:
         raise BadStudy(Reason.UNREADABLE, "the picture does not have the size its header states")
 
 

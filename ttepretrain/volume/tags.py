@@ -106,12 +106,18 @@ def texts(values: Values, keyword: str) -> list[str]:
     return [str(part).strip().upper() for part in parts]
 
 
+def vendor(values: Values) -> str:
+    """One of VENDORS where the manufacturer is, else what is said, in small letters; "" where nothing is."""
+    maker = text(values, "Manufacturer").lower()
+    return next((name for name in VENDORS if re.search(rf"\b{name}\b", maker)), maker)
+
+
 def acquisition(values: Values) -> dict[str, str | float | bool | None]:
     """ACQUISITION_KEYS of one picture. Free text passes only in known forms: anything may be typed into it."""
     known = dict.fromkeys(ACQUISITION_KEYS)
-    maker = text(values, "Manufacturer").lower()
+    maker = vendor(values)
     if maker:
-        known["manufacturer"] = next((vendor for vendor in VENDORS if re.search(rf"\b{vendor}\b", maker)), "other")
+        known["manufacturer"] = maker if maker in VENDORS else "other"
     kernel = (texts(values, "ConvolutionKernel") or [""])[0]
     if kernel in KERNEL_NAMES or re.fullmatch(r"[A-Z]{1,3}\d{0,3}[A-Z]?(-[A-Z])?", kernel):  # B30F, FC18-H, YA
         known["kernel"] = kernel

@@ -35,9 +35,10 @@ def read_or_reason(folder):
         return refusal.code
 
 
-@pytest.mark.parametrize(("keyword", "pair"), SCANS.items(), ids=SCANS)
+@pytest.mark.parametrize("keyword", sorted(SCANS.keys() - {"AcquisitionDate"}))  # midnight may come in between
 @pytest.mark.parametrize("pattern", ["ABABABABABAB", "AAAAAABAAAAA", "AAABBBAAABBB"])
-def test_slices_of_two_scans_between_each_other_are_refused(tmp_path, chest, write_series, keyword, pair, pattern):
+def test_slices_of_two_scans_between_each_other_are_refused(tmp_path, chest, write_series, keyword, pattern):
+    pair = SCANS[keyword]
     write(tmp_path, chest, write_series, [pair["AB".index(letter)] for letter in pattern], keyword)
     assert read_or_reason(tmp_path) == "MIXED_GEOMETRY"
 
@@ -62,6 +63,12 @@ def test_two_machines_or_days_are_refused_wherever_they_meet(tmp_path, chest, wr
     [
         ("SliceThickness", [0.6, 0.65, 0.6] * 4),  # rounded
         ("SliceThickness", [None] * 12),
+        ("SliceThickness", [5.0, 4.8, 5.0] * 4),
+        ("SliceThickness", [5.0] * 4 + [3.0] * 4 + [5.0] * 4),  # a region between two
+        ("ConvolutionKernel", ["B30f", None, "B30f"] * 4),  # partly anonymised
+        ("KVP", ["120", "120.0", None] * 4),
+        ("Manufacturer", ["SIEMENS", "Siemens Healthineers"] * 6),
+        ("AcquisitionDate", ["20200101", "20200102", ""] * 4),
         ("ConvolutionKernel", [None] * 12),
         ("Manufacturer", ["SIEMENS", None, "Siemens"] * 4),
         ("AcquisitionDate", [""] * 12),
