@@ -31,7 +31,7 @@ from ehr.phenotype_file import Phenotype, read_phenotypes, under
 from ehr.phenotypes import match_codes, phenotype_rows, rule_table
 from ehr.schema import ADMISSION, BIRTH, COVARIATES, DAY_US, DEATH, DISCHARGE, LABELS, PHENOTYPES, SEX
 from ehr.scratch import read_rows, remove_all_but_rows
-from ehr.shard import Rules
+from ehr.shard import Rules, Shard
 from ehr.sources.meds import MedsSource
 from ehr.survey import Survey, file_groups, plan_shards, survey_files, surveyed
 from ehr.tasks import choose_tasks
@@ -89,10 +89,7 @@ def build_labels(
         else:
             chosen, task_counts = frozen_choice(frozen, index, excluded)
         map_shards(partial(label_shard, rules=rules, tasks=chosen["code"].to_numpy()), shards)
-        with ThreadPoolExecutor(2) as beside:
-            beside.submit(remove_all_but_rows, Path(folder))  # gigabytes, which take seconds
-            parts = [read_rows(Path(folder), shard.number) for shard in shards]
-            labels, covariates, outcome = _assembled(counted, parts, index, studies, beside)
+        labels, covariates, outcome = _assembled(Path(folder), shards, counted, index, studies)
     _refuse_nothing(labels, chosen, task_counts)
     event_days = train_event_days(labels, config.recurrence)
     return LabelResult(
@@ -104,8 +101,7 @@ def build_labels(
         {
             "studies": _flow(studies, survey.subjects, labels) | {"subjects_without_study": len(survey.others)},
             "events": _event_counts(survey, counted),
-            "codes": {"all": len(index.names), "undescribed": index.undescribed, "cyclic": index.cyclic}
-            | {"icd_parents": ontology.icd, "icd_without_parent": ontology.icd_without_parent},
+            "codes": _code_counts(index, ontology),
             "tasks": task_counts,
             "exclude_unmatched": match_codes(config.exclude or [], index)[1],
             "phenotypes_without_rows": sorted(set(phenotypes) - set(told)),
@@ -155,6 +151,11 @@ def _event_counts(survey: Survey, counted: list[ShardCounts]) -> dict:
     return survey.counts | odd | {"placeholder_codes": _commonest(survey.placeholders)}
 
 
+def _code_counts(index: CodeIndex, ontology: Ontology) -> dict:
+    known = {"all": len(index.names), "undescribed": index.undescribed, "cyclic": index.cyclic}
+    return known | {"icd_parents": ontology.icd, "icd_without_parent": ontology.icd_without_parent}
+
+
 def referred_codes(phenotypes: dict[str, Phenotype], config: EhrConfig) -> list[str]:
     """Codes that the configuration speaks of by name, in the data or not."""
     frozen = frozen_tasks(config)
@@ -194,13 +195,11 @@ def _commonest(codes: pl.DataFrame) -> dict[str, int]:
 
 
 def _assembled(
-    counted: list[ShardCounts],
-    parts: list[pl.DataFrame],
-    index: CodeIndex,
-    studies: pl.DataFrame,
-    beside: ThreadPoolExecutor,
+    scratch: Path, shards: list[Shard], counted: list[ShardCounts], index: CodeIndex, studies: pl.DataFrame
 ) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-    """The shards' rows in the order of the studies, under the ids and columns of the schemas."""
+    """The shards' rows in the order of the studies, under the ids and columns of the schemas. Leaves no scratch but the
+    rows.
+    """
     ids = studies.select("study", "study_id", "subject_id", "split", "study_time", index_time="study_time")
     people, outcome = (
         pl.concat([getattr(part, name) for part in counted]).sort(keys).join(ids, on="study", maintain_order="left")
@@ -208,18 +207,26 @@ def _assembled(
     )
     if people["study_id"].is_sorted():
         people = people.with_columns(pl.col("study_id").set_sorted())  # who sorts again gets no copy of the lists
+    columns = _columns(scratch, shards, people["study"])
+    past, names = columns.pop("past_codes"), pl.Enum(index.names["name"])
+    labels = people.with_columns(**columns).select(pl.col(name).cast(dtype) for name, dtype in LABELS.items())
+    covariates = people.with_columns(past_codes=past.list.eval(pl.element().cat.to(names)))
+    return labels, covariates.select(list(COVARIATES)), outcome
+
+
+def _columns(scratch: Path, shards: list[Shard], study: pl.Series) -> dict[str, pl.Series]:
+    """The list columns of all label rows, in the order of `study`."""
+    parts = [read_rows(scratch, shard.number) for shard in shards]
     order = pl.concat([part.select("study") for part in parts]).with_row_index("place")
-    order = people.join(order, on="study", maintain_order="left")["place"]
+    order = study.to_frame().join(order, on="study", maintain_order="left")["place"]
 
     def column(name: str) -> pl.Series:  # few at a time: at 23,000 studies all of them take a gigabyte
         return pl.concat([part[name] for part in parts]).gather(order)
 
     names = "event_days", "task_index", "history_index", "visit_index", "past_codes"
-    columns = dict(zip(names, beside.map(column, names)))
-    past, names = columns.pop("past_codes"), pl.Enum(index.names["name"])
-    labels = people.with_columns(**columns).select(pl.col(name).cast(dtype) for name, dtype in LABELS.items())
-    covariates = people.with_columns(past_codes=past.list.eval(pl.element().cat.to(names)))
-    return labels, covariates.select(list(COVARIATES)), outcome
+    with ThreadPoolExecutor(2) as beside:
+        beside.submit(remove_all_but_rows, scratch)  # gigabytes, which take seconds
+        return dict(zip(names, beside.map(column, names)))
 
 
 def _task_set(

@@ -13,6 +13,7 @@ CROSSWALK = "EHR/image_ehr_crosswalk_20250418.csv"
 HORIZONS = {"1_month": 30, "6_month": 180, "12_month": 365}
 BINARY = {"mortality": HORIZONS, "readmission": HORIZONS, "PH": {"12_month": 365}}
 OUTCOMES = (*BINARY, "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural_Effusion")
+NUM_STUDIES = 200  # of the tests' own release
 PER_DAY = {"seconds": 86_400, "minutes": 1_440, "days": 1}
 
 

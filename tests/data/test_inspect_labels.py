@@ -1,7 +1,6 @@
 """INSPECT's labels: their units are verified, other texts and contradictions refused by column."""
 
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,19 +18,7 @@ KINDS = {name: phenotype.kind for name, phenotype in read_phenotypes(SHIPPED).it
 release = load_module(Path(__file__).with_name("inspect_release.py"))
 LABELS, write_inspect = release.LABELS, release.write_inspect
 table, save, change, at = release.table, release.save, release.change, release.at
-NUM = 200
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("inspect")
-    release.write_inspect(folder, NUM)
-    return folder
-
-
-@pytest.fixture
-def inspect(original, tmp_path):
-    return shutil.copytree(original, tmp_path / "inspect")
+NUM = release.NUM_STUDIES
 
 
 def labels(folder):

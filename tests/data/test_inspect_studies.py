@@ -14,19 +14,7 @@ from ttepretrain.errors import ConfigError, IntegrityError, LeakageError
 release = load_module(Path(__file__).with_name("inspect_release.py"))
 MAPPING, SPLITS, CROSSWALK = release.MAPPING, release.SPLITS, release.CROSSWALK
 table, save, change, at = release.table, release.save, release.change, release.at
-NUM = 200
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("inspect")
-    release.write_inspect(folder, NUM)
-    return folder
-
-
-@pytest.fixture
-def inspect(original, tmp_path):
-    return shutil.copytree(original, tmp_path / "inspect")
+NUM = release.NUM_STUDIES
 
 
 def studies(folder, **more):
