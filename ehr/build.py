@@ -1,14 +1,13 @@
-"""Labels of all studies from an EHR folder: a survey of the files, then two passes over shards of subjects.
+"""Labels of all studies from an EHR folder: a survey of the files, then a pass over shards of subjects.
 
 survey   which subjects, codes and rows each file holds; its events as integers -> code index, ontology, shards
 count    prevalence and train events of every code; covariates, phenotypes      -> task choice
-label    label rows of every study, from what `count` left of it                -> bins and rates from the train rows
+rows     label rows of every study, from what `count` left of it                -> bins and rates from the train rows
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -23,15 +22,15 @@ from ehr.cells import Closure
 from ehr.choice import all_patient_bits, excluded_codes, train_candidates
 from ehr.codes import CodeIndex, index_codes
 from ehr.config import EhrConfig
+from ehr.count import ShardCounts, count_shard
 from ehr.followup import fixed_end_us, outside, read_periods, with_period_end
 from ehr.frozen import frozen_choice, frozen_tasks
-from ehr.labels import ShardCounts, count_shard, label_shard
+from ehr.labels import with_lists
 from ehr.ontology import Ontology, read_ontology
 from ehr.phenotype_file import Phenotype, read_phenotypes, under
 from ehr.phenotypes import match_codes, phenotype_rows, rule_table
 from ehr.schema import ADMISSION, BIRTH, COVARIATES, DAY_US, DEATH, DISCHARGE, LABELS, PHENOTYPES, SEX
-from ehr.scratch import read_rows, remove_all_but_rows
-from ehr.shard import Rules, Shard
+from ehr.shard import Rules
 from ehr.sources.meds import MedsSource
 from ehr.survey import Survey, file_groups, plan_shards, survey_files, surveyed
 from ehr.tasks import choose_tasks
@@ -88,14 +87,17 @@ def build_labels(
             chosen, task_counts = choose_tasks(candidates, excluded, rules.death, config, bits)
         else:
             chosen, task_counts = frozen_choice(frozen, index, excluded)
-        map_shards(partial(label_shard, rules=rules, tasks=chosen["code"].to_numpy()), shards)
-        labels, covariates, outcome = _assembled(Path(folder), shards, counted, index, studies)
+        people, outcome = _assembled(counted, studies)
+        rows = with_lists(people, Path(folder), shards, index.names["name"], chosen["code"].to_numpy())
+    if rows["study_id"].is_sorted():
+        rows = rows.with_columns(pl.col("study_id").set_sorted())  # who sorts again gets no copy of the lists
+    labels = rows.select(pl.col(name).cast(dtype) for name, dtype in LABELS.items())
     _refuse_nothing(labels, chosen, task_counts)
     event_days = train_event_days(labels, config.recurrence)
     return LabelResult(
         frozen if frozen is not None else _task_set(chosen, event_days, index, config, fitted_on),
         labels,
-        covariates,
+        rows.select(list(COVARIATES)),
         phenotype_rows(outcome, told).select(pl.col(name).cast(dtype) for name, dtype in PHENOTYPES.items()),
         event_days,
         {
@@ -112,7 +114,7 @@ def build_labels(
 
 
 def _survey(source: MedsSource, studies: pl.DataFrame, scratch: Path, map_shards: MapShards) -> Survey:
-    subjects = studies.select("subject_id", "train").unique()
+    subjects = studies.group_by("subject_id").agg(pl.col("train").any()).sort("subject_id")
     look = partial(survey_files, source=source, subjects=subjects, scratch=scratch)
     survey = surveyed(map_shards(look, file_groups(source)))
     if not len(survey.subjects):
@@ -194,39 +196,13 @@ def _commonest(codes: pl.DataFrame) -> dict[str, int]:
     return dict(codes.sort("rows", "code", descending=[True, False]).head(20).iter_rows())
 
 
-def _assembled(
-    scratch: Path, shards: list[Shard], counted: list[ShardCounts], index: CodeIndex, studies: pl.DataFrame
-) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-    """The shards' rows in the order of the studies, under the ids and columns of the schemas. Leaves no scratch but the
-    rows.
-    """
+def _assembled(counted: list[ShardCounts], studies: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """People and outcomes of all shards in the order of the studies, under their ids."""
     ids = studies.select("study", "study_id", "subject_id", "split", "study_time", index_time="study_time")
-    people, outcome = (
+    return tuple(
         pl.concat([getattr(part, name) for part in counted]).sort(keys).join(ids, on="study", maintain_order="left")
         for name, keys in (("people", ["study"]), ("outcomes", ["study", "phenotype"]))
     )
-    if people["study_id"].is_sorted():
-        people = people.with_columns(pl.col("study_id").set_sorted())  # who sorts again gets no copy of the lists
-    columns = _columns(scratch, shards, people["study"])
-    past, names = columns.pop("past_codes"), pl.Enum(index.names["name"])
-    labels = people.with_columns(**columns).select(pl.col(name).cast(dtype) for name, dtype in LABELS.items())
-    covariates = people.with_columns(past_codes=past.list.eval(pl.element().cat.to(names)))
-    return labels, covariates.select(list(COVARIATES)), outcome
-
-
-def _columns(scratch: Path, shards: list[Shard], study: pl.Series) -> dict[str, pl.Series]:
-    """The list columns of all label rows, in the order of `study`."""
-    parts = [read_rows(scratch, shard.number) for shard in shards]
-    order = pl.concat([part.select("study") for part in parts]).with_row_index("place")
-    order = study.to_frame().join(order, on="study", maintain_order="left")["place"]
-
-    def column(name: str) -> pl.Series:  # few at a time: at 23,000 studies all of them take a gigabyte
-        return pl.concat([part[name] for part in parts]).gather(order)
-
-    names = "event_days", "task_index", "history_index", "visit_index", "past_codes"
-    with ThreadPoolExecutor(2) as beside:
-        beside.submit(remove_all_but_rows, scratch)  # gigabytes, which take seconds
-        return dict(zip(names, beside.map(column, names)))
 
 
 def _task_set(

@@ -12,6 +12,11 @@ import polars as pl
 SEEN, HISTORY, FEATURE, VISIT, TIMED = 1, 2, 4, 8, 16
 
 
+def code_type(num_codes: int) -> type:
+    """Of the numbers of that many codes: half of the bytes where they fit."""
+    return np.uint16 if num_codes <= 1 << 16 else np.int32
+
+
 class Events(NamedTuple):
     """Of S subjects, in M moments (shard.Timelines)."""
 
@@ -61,7 +66,8 @@ class Cells(NamedTuple):
     """What the followed studies know, ascending by study and code; what is seen alone says nothing and is left out."""
 
     count: np.ndarray  # int64 [N], cells of each study
-    code: np.ndarray  # int32
+    timed: np.ndarray  # int64 [N], of them TIMED
+    code: np.ndarray  # code_type
     state: np.ndarray  # uint8, bits
     days: np.ndarray  # float64, T of the first event in the risk set, of the TIMED cells alone
 
@@ -73,5 +79,5 @@ class Rows(NamedTuple):
     event: np.ndarray  # int32, tasks, ascending in every study
     history: np.ndarray
     visit: np.ndarray
-    past: np.ndarray  # int32, codes
+    past: np.ndarray  # code_type, codes
     event_days: np.ndarray  # as long as `event`

@@ -10,7 +10,7 @@ import polars as pl
 
 from ehr.codes import CodeIndex
 from ehr.config import EhrConfig
-from ehr.labels import ShardCounts
+from ehr.count import ShardCounts
 from ehr.overlap import patient_bits
 from ehr.phenotype_file import Phenotype
 from ehr.phenotypes import match_codes, named_codes

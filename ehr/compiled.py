@@ -29,7 +29,7 @@ def compiled(loop: Loop) -> Loop:
     before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(_KEPT)
     try:
         with suppress(RuntimeError):  # no folder to write to
-            return numba.njit(cache=True)(loop)
-        return numba.njit(loop)
+            return numba.njit(cache=True, nogil=True)(loop)
+        return numba.njit(nogil=True)(loop)
     finally:
         numba.config.CACHE_DIR = before

@@ -1,124 +1,93 @@
-"""One shard of timelines to label rows. Everything is vectorised over the shard's events, studies and tasks.
+"""Label rows of all studies, from what `count_shard` left of each shard's: codes of a study --> its tasks.
 
-count_shard    events x studies  -->  codes x studies  -->  (codes and ancestors) x studies  -->  a file, and counts
-label_shard    the file  -->  tasks x studies  -->  label rows
-
-A task is a code or an ancestor, so its events are those of its column: the records are read once for both passes.
+A task is a code or an ancestor, so its events are those of its column: the records are not read again.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from ehr.cells import Counts, Scans
-from ehr.followup import outside, with_follow_up, with_visit
-from ehr.phenotypes import outcomes
-from ehr.schema import DAY_US
-from ehr.scratch import read_stash, slices, write_rows, write_stash
-from ehr.shard import Rules, Shard, Timelines, timelines
-from ehr.timeline import NEVER, in_units
+from ehr.cells import Cells
+from ehr.scratch import read_stash
+from ehr.shard import Shard
+
+ROWS_TOGETHER = 256  # their cells take 6 MB
 
 
-@dataclass(frozen=True)
-class ShardCounts:
-    """Of the shard's train subjects, and all rows that do not depend on the choice of tasks."""
+def with_lists(
+    people: pl.DataFrame, scratch: Path, shards: list[Shard], names: pl.Series, tasks: np.ndarray
+) -> pl.DataFrame:
+    """Adds the list columns of schema.LABELS, and past_codes, to rows of studies.
 
-    of_codes: Counts
-    followed_us: int  # from blackout to end of follow-up, all train studies together
-    odd: dict  # events after death and before birth, all subjects
-    people: pl.DataFrame  # study, censor_days, age_years, sex of the followed studies
-    outcomes: pl.DataFrame  # phenotypes.outcomes
-
-
-def count_shard(shard: Shard, rules: Rules) -> ShardCounts:
-    """How many train subjects have each code, and how many of the train studies' risk sets an event of it.
-
-    Leaves the cells of the followed studies in a file for `label_shard`.
+    people: study (row number), and what else there is. names: all codes in string order. tasks: code of every task.
     """
-    from ehr.loops import count_cells  # a worker's: the driver does without half a second of imports
-
-    events, studies = timelines(shard, rules)
-    marks = events.marks(rules.special)
-    timed = marks.drop_nulls("start")
-    observed = ~studies.select(outside()).to_series()
-    studies = with_follow_up(studies, timed, rules.death, rules.fixed_end_us, rules.blackout_us)
-    studies = with_visit(studies, timed, rules.admissions, rules.discharges)
-    # before any event where there is no follow-up: the risk set is empty then
-    studies = studies.with_columns(risk_last=pl.when("followed").then("censor").fill_null(-NEVER))
-    scans = Scans(*(studies[name].to_numpy() for name in Scans._fields))
-    counts, cells = count_cells(events.arrays, scans, rules.closure, rules.blackout_us, rules.incident)
-    write_stash(rules.scratch, shard.number, cells)
-    followed = studies.filter("followed")
-    at_risk = pl.col("censor") - pl.col("index") - rules.blackout_us
-    return ShardCounts(
-        counts,
-        followed.filter("train").select(at_risk.sum()).item(),
-        _odd_events(events, marks, rules),
-        _people(marks, followed, rules),
-        outcomes(timed, studies.filter(observed), rules.phenotypes),
-    )
-
-
-def label_shard(shard: Shard, rules: Rules, tasks: np.ndarray) -> None:
-    """Leaves a file of study, the list columns of schema.LABELS and past_codes (numbers) of the shard's studies; empty
-    lists where not followed.
-
-    tasks: code of every task, in task order.
-    """
-    from ehr.loops import task_rows
-
-    task_of = np.full(len(rules.names), -1, np.int32)
+    task_of = np.full(len(names), -1, np.int32)
     task_of[tasks] = np.arange(len(tasks))
-    rows = task_rows(read_stash(rules.scratch, shard.number), task_of, len(tasks))
-    events, history, visit, past = rows.length
-    table = shard.studies.select(
-        "study",
-        task_index=lists(events, rows.event),
-        event_days=lists(events, rows.event_days),
-        history_index=lists(history, rows.history),
-        visit_index=lists(visit, rows.visit),
-        past_codes=lists(past, rows.past),
-    )
-    write_rows(rules.scratch, shard.number, table)
+    number = np.concatenate([shard.studies["study"].to_numpy() for shard in shards])
+    place_of = np.empty(number.max() + 1, np.int64)
+    place_of[number] = np.arange(len(number))
+    shelf = _Shelf([read_stash(scratch, shard.number, len(names)) for shard in shards])
+    past = pl.Enum(names)
+
+    def part(begin: int) -> pl.DataFrame:
+        its = people[begin : begin + ROWS_TOGETHER]
+        return its.hstack(_lists(shelf.take(place_of[its["study"].to_numpy()]), task_of, len(tasks), past))
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:  # the loops let each other run
+        return pl.concat(threads.map(part, range(0, max(1, len(people)), ROWS_TOGETHER)), rechunk=False)
 
 
-def lists(length: np.ndarray, values: np.ndarray) -> pl.Series:
+class _Shelf:
+    """Cells of the studies of all shards, to be taken in any order."""
+
+    def __init__(self, shards: list[Cells]):
+        self._shards = shards
+        self._shard = np.repeat(np.arange(len(shards)), [len(cells.count) for cells in shards])
+        self._count, self._timed = (np.concatenate([getattr(c, part) for c in shards]) for part in ("count", "timed"))
+        self._begin, self._first_day = (
+            np.concatenate([np.cumsum(getattr(c, part)) - getattr(c, part) for c in shards])
+            for part in ("count", "timed")
+        )
+
+    def take(self, place: np.ndarray) -> Cells:
+        """place: where the studies lie, shard after shard."""
+        cells, days = (
+            list(zip(self._shard[place].tolist(), begin[place].tolist(), (begin + count)[place].tolist()))
+            for begin, count in ((self._begin, self._count), (self._first_day, self._timed))
+        )
+
+        def joined(part: str, pieces: list[tuple[int, int, int]]) -> np.ndarray:
+            columns = [getattr(shard, part) for shard in self._shards]
+            return np.concatenate([columns[0][:0], *(columns[n][begin:end] for n, begin, end in pieces)])
+
+        code, state, days = joined("code", cells), joined("state", cells), joined("days", days)
+        return Cells(self._count[place], self._timed[place], code, state, days)
+
+
+def _lists(cells: Cells, task_of: np.ndarray, num_tasks: int, past: pl.Enum) -> list[pl.Series]:
+    from ehr.loops import task_rows  # half a second of imports
+
+    rows = task_rows(cells, task_of, num_tasks)
+    events, history, visit, known = rows.length
+    return [
+        _cut("task_index", events, rows.event),
+        _cut("event_days", events, rows.event_days),
+        _cut("history_index", history, rows.history),
+        _cut("visit_index", visit, rows.visit),
+        _cut("past_codes", known, rows.past).list.eval(pl.element().cat.to(past)),
+    ]
+
+
+def _cut(name: str, length: np.ndarray, values: np.ndarray) -> pl.Series:
     """The values cut into lists of the given lengths."""
     offsets, flat = np.zeros(len(length) + 1, np.int64), pl.Series(values).to_arrow()
     np.cumsum(length, out=offsets[1:])
-    # from_buffers: pa.array would import pandas, .7 s in every worker
+    # from_buffers: pa.array would import pandas, .7 s
     cut = pa.Array.from_buffers(pa.large_list(flat.type), len(length), [None, pa.py_buffer(offsets)], children=[flat])
-    return pl.Series(pl.from_arrow(cut))
-
-
-def _people(events: pl.DataFrame, studies: pl.DataFrame, rules: Rules) -> pl.DataFrame:
-    """study, censor_days, age_years, sex of the studies, in their order."""
-    birth = events.filter(pl.col("code") == rules.birth).group_by("subject").agg(birth=pl.col("start").min())
-    sex = events.join(rules.sexes, on="code").group_by("subject").agg(pl.col("sex").unique())
-    sex = sex.filter(pl.col("sex").list.len() == 1).with_columns(pl.col("sex").list.first())
-    table = studies.join(birth, on="subject", how="left", maintain_order="left")
-    table = table.join(sex, on="subject", how="left", maintain_order="left")
-    age = in_units(pl.col("index") - pl.col("birth"), 365.25 * DAY_US)
-    return table.select("study", censor_days=in_units(pl.col("censor") - pl.col("index")), age_years=age, sex="sex")
-
-
-def _odd_events(events: Timelines, marks: pl.DataFrame, rules: Rules) -> dict:
-    """Events after death (none becomes a label) and before birth (kept as they are)."""
-    death, birth = np.full(len(events.count), NEVER), np.full(len(events.count), -NEVER)
-    for earliest, number in ((death, rules.death), (birth, rules.birth)):
-        table = marks.filter(pl.col("code") == number).group_by("subject").agg(pl.col("start").min()).drop_nulls()
-        earliest[table["subject"].to_numpy()] = table["start"].to_numpy()
-    counts = {}
-    for name, odd, which in (
-        ("after_death", np.greater, events.last > death),
-        ("before_birth", np.less, np.minimum.reduceat(events.start, events.begin[:-1]) < birth),
-    ):
-        bound, count = (death if odd is np.greater else birth)[which], events.count[which]
-        moment = slices(events.begin[:-1][which], count)
-        start = events.start[moment]
-        counts[name] = int(events.size[moment][odd(start, np.repeat(bound, count)) & (start != NEVER)].sum())
-    return counts
+    return pl.Series(name, pl.from_arrow(cut))

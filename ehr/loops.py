@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ehr.cells import FEATURE, HISTORY, SEEN, TIMED, VISIT, Cells, Closure, Counts, Events, Rows, Scans
+from ehr.cells import FEATURE, HISTORY, SEEN, TIMED, VISIT, Cells, Closure, Counts, Events, Rows, Scans, code_type
 from ehr.compiled import compiled
 from ehr.schema import DAY_US
 from ehr.timeline import NEVER, last_moment, side_of_scan
@@ -36,7 +36,7 @@ def count_cells(
     """
     room = len(closure.begin) + len(events.code) // 3  # seldom too little
     # numpy asks for large pages, numba does not: a third of the time went into touching small ones first
-    arrays = np.empty(room, np.int32), np.empty(room, np.uint8), np.empty(room, np.float64)
+    arrays = np.empty(room, code_type(len(closure.begin) - 1)), np.empty(room, np.uint8), np.empty(room, np.float64)
     return _count_cells(events, scans, closure, blackout_us, incident, *arrays)
 
 
@@ -47,8 +47,8 @@ def _count_cells(events, scans, closure, blackout_us, incident, code, state, day
     none = np.zeros(num_codes, np.int64)
     counts = Counts(none, none.copy(), none.copy(), none.copy())
     last_patient, codes = np.full(num_codes, -1), np.empty(num_codes, np.int32)
-    size, timed = 0, 0
-    count = np.zeros(len(scans.subject), np.int64)
+    size, num_days = 0, 0
+    count, timed = np.zeros(len(scans.subject), np.int64), np.zeros(len(scans.subject), np.int64)
     for n in range(len(scans.subject)):
         if size + num_codes > len(code):
             code, state, days = _longer(code, num_codes), _longer(state, num_codes), _longer(days, num_codes)
@@ -57,9 +57,9 @@ def _count_cells(events, scans, closure, blackout_us, incident, code, state, day
         its = codes[: _found(meant, codes)]
         if scans.train[n]:
             _count(counts, last_patient, meant, its, scans, n, blackout_us, incident)
-        count[n], num_timed = _keep(meant, its, scans, n, code[size:], state[size:], days[timed:])
-        size, timed = size + count[n], timed + num_timed
-    return counts, Cells(count, code[:size], state[:size], days[:timed])
+        count[n], timed[n] = _keep(meant, its, scans, n, code[size:], state[size:], days[num_days:])
+        size, num_days = size + count[n], num_days + timed[n]
+    return counts, Cells(count, timed, code[:size], state[:size], days[:num_days])
 
 
 @compiled
@@ -154,8 +154,10 @@ def task_rows(cells: Cells, task_of: np.ndarray, num_tasks: int) -> Rows:
     task_of: int32 [C], the task of every code or -1.
     """
     event, event_days = np.empty(len(cells.days), np.int32), np.empty(len(cells.days), np.float64)
-    history, visit, past = (np.empty(len(cells.code), np.int32) for _ in range(3))
-    return _task_rows(cells, task_of, num_tasks, event, event_days, history, visit, past)
+    history, visit = np.empty(len(cells.code), np.int32), np.empty(len(cells.code), np.int32)
+    past = np.empty(len(cells.code), cells.code.dtype)
+    rows = _task_rows(cells, task_of, num_tasks, event, event_days, history, visit, past)
+    return Rows(*(column.copy() for column in rows))  # the rows stay, the room they did not need does not
 
 
 @compiled

@@ -21,7 +21,7 @@ def patient_bits(shard: Shard, rules: Rules, tasks: np.ndarray) -> np.ndarray:
 
     tasks: code of every task. `count_shard` has been here before.
     """
-    cells, studies = read_stash(rules.scratch, shard.number), shard.studies
+    cells, studies = read_stash(rules.scratch, shard.number, len(rules.names)), shard.studies
     subject = (studies["subject_id"].rank("dense") - 1).to_numpy()
     task_of = np.full(len(rules.names), -1)
     task_of[tasks] = np.arange(len(tasks))

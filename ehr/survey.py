@@ -19,7 +19,7 @@ from ehr.timeline import NEVER
 from ttepretrain.errors import declared_full_disk
 
 BYTES_TOGETHER = 4 << 20  # small files are surveyed together up to this size
-ROWS_PER_SHARD = 3_000_000  # about; 80 MB while a shard is labelled, more only for a single larger subject
+ROWS_PER_SHARD = 6_000_000  # about; 160 MB while a shard is labelled, more only for a single larger subject
 UNKNOWN, WANTED, TRAIN = 0, 1, 2  # kinds of subjects
 
 
@@ -64,10 +64,9 @@ def file_groups(source: MedsSource) -> list[list[tuple[int, str]]]:
 def survey_files(files: list[tuple[int, str]], source: MedsSource, subjects: pl.DataFrame, scratch: Path) -> Survey:
     """Decodes the files and spools the events of the wanted subjects.
 
-    subjects: subject_id, train. Raises what MedsSource.batches raises.
+    subjects: subject_id (ascending, unique), train. Raises what MedsSource.batches raises.
     """
-    wanted = subjects.group_by("subject_id").agg(pl.col("train").any()).sort("subject_id")
-    ids, kinds = wanted["subject_id"].to_numpy(), WANTED + wanted["train"].cast(pl.UInt8).to_numpy()
+    ids, kinds = subjects["subject_id"].to_numpy(), WANTED + subjects["train"].to_numpy().astype(np.uint8)
     counts, looks, file_of, unsorted = dict.fromkeys(_COUNTS, 0), [], [], 0
     placeholders, number = [pl.Series("code", [], pl.String)], files[0][0]
     with declared_full_disk(scratch, SCRATCH_FILES), SpoolWriter(scratch, number) as spool:
@@ -82,19 +81,13 @@ def survey_files(files: list[tuple[int, str]], source: MedsSource, subjects: pl.
         names, place = spool.close_names()
     counts |= {"unsorted_files": unsorted, "repeated_rows": sum(look.repeated for look in looks)}
     latest = max((look.latest for look in looks), default=-NEVER)
-    columns = {name: _joined([getattr(look, name) for look in looks]) for name in _PLACES}
-    places = (
-        pl.DataFrame(columns)
-        .rename({"wanted": "subject_id"})
-        .with_columns(
-            file=np.repeat(np.array(file_of, np.int32), [len(look.rows) for look in looks]),
-            spool=pl.lit(number, pl.Int32),
-        )
-    )
+    places = {column: _joined([getattr(look, part) for look in looks]) for column, part in _PLACES.items()}
+    places["file"] = np.repeat(np.array(file_of, np.int32), [len(look.rows) for look in looks])
+    places["spool"] = np.full(len(places["file"]), number, np.int32)
     kind = np.zeros(len(names), np.uint8)
     np.maximum.at(kind, place, np.concatenate([np.empty(0, np.uint8), *(look.kind for look in looks)]))
     return Survey(
-        places,
+        pl.DataFrame(places),
         pl.DataFrame({"code": names, "train": kind == TRAIN}).filter(kind != UNKNOWN),
         None if latest == -NEVER else latest,
         counts,
@@ -103,7 +96,7 @@ def survey_files(files: list[tuple[int, str]], source: MedsSource, subjects: pl.
     )
 
 
-_PLACES = ("wanted", "first_moment", "moments", "begin", "rows")
+_PLACES = {"subject_id": "wanted"} | {name: name for name in ("first_moment", "moments", "begin", "rows")}
 _COUNTS = ("rows", "static", "null_codes", "placeholder_dates", "repeated_rows", "unsorted_files")
 
 

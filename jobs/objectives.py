@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
 from data.loader import EvaluationLoader, PreparedStudies, verified_manifest
+from ehr.config import EhrConfig
+from ehr.phenotype_file import read_phenotypes
 from jobs.config import RunConfig
 from ttepretrain.models.decoder import ReconstructionModel
 from ttepretrain.models.encoder import build_encoder
@@ -14,7 +18,7 @@ from ttepretrain.models.model import ScanModel, build_model
 from ttepretrain.phenotypes import PhenotypeTable
 from ttepretrain.survival.prefit import bias_table
 from ttepretrain.training.objectives.base import Objective
-from ttepretrain.training.objectives.mtl import PhenotypeHead, Phenotypes
+from ttepretrain.training.objectives.mtl import PhenotypeHead, Phenotypes, hazard_table
 from ttepretrain.training.objectives.ssl import MaskedReconstruction
 from ttepretrain.training.objectives.tte import TimeToEvent
 from ttepretrain.training.objectives.visit import VisitCodes, base_rate_logits, log_odds
@@ -41,11 +45,17 @@ def objective_of(config: RunConfig, train: PreparedStudies) -> Objective:
         return VisitCodes(ScanModel(encoder, head(bias_1K), spec.windows))
     verified_manifest(train.folder, ["phenotypes.parquet"])
     table = PhenotypeTable.read(train.folder, ("train", "tuning")).learnable(train.study_rank)
-    tasks = table.task_set(train.study_rank, train.tasks)
+    timed = table.timed(phenotype_starts(config.ehr), train.study_rank, train.tasks)
     known = table.label_RQ[train.study_rank]
     answers = head(log_odds((known == 1).sum(0), (known == 0).sum(0))[None])
-    hazards = head(bias_table(table.timed.take(train.study_rank), tasks))
-    return Phenotypes(ScanModel(encoder, PhenotypeHead(answers, hazards), spec.windows), table, tasks)
+    hazards = head(hazard_table(timed, train.study_rank))
+    return Phenotypes(ScanModel(encoder, PhenotypeHead(answers, hazards), spec.windows), table, timed)
+
+
+def phenotype_starts(config: EhrConfig) -> dict[str, float]:
+    """Days from the scan before which events of a phenotype do not count, of those that start after the blackout."""
+    declared = read_phenotypes(Path(config.phenotypes))
+    return {name: p.start_days for name, p in declared.items() if (p.start_days or 0.0) > config.blackout_days}
 
 
 def window_means(train: PreparedStudies) -> torch.Tensor:

@@ -146,7 +146,10 @@ def identity_of(config: RunConfig, train, precision: str) -> dict[str, object]:
         "data.fingerprint": train.fingerprint,
     }
     if config.train.arm == "mtl":
+        from jobs.objectives import phenotype_starts
+
         values["data.phenotypes"] = sha256_of(train.folder / "phenotypes.parquet")
+        values["data.phenotype_starts"] = phenotype_starts(config.ehr) or None
     return values
 
 

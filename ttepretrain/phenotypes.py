@@ -5,16 +5,24 @@ R labelled studies of all splits (a row is a study_rank), Q yes-or-no outcomes, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from ttepretrain.errors import BadDataError
+from ttepretrain.errors import BadDataError, ConfigError
 from ttepretrain.labels import LabelTable, Ragged
 from ttepretrain.tasks import Task, TaskSet
+
+
+@dataclass(frozen=True)
+class TimedPhenotypes:
+    """The phenotypes whose days at risk begin on the same day."""
+
+    columns: np.ndarray  # int64: which of the P
+    labels: LabelTable  # R rows; a pair that is not at risk is its row's history
+    tasks: TaskSet  # the bins of the run; blackout_days: that day
 
 
 @dataclass(frozen=True)
@@ -56,17 +64,6 @@ class PhenotypeTable:
         event_RP[row[timed], column] = table["event"].to_numpy().astype(bool)[timed]
         return cls(answers, label_RQ, phenotypes, days_RP, event_RP, labels.censor_days)
 
-    @cached_property
-    def timed(self) -> LabelTable:
-        """R rows over the P phenotypes; a pair that is not at risk is its row's history."""
-        return LabelTable(
-            censor_days=self.censor_days_R,
-            events=Ragged.of_mask(self.event_RP),
-            event_days=self.days_RP[self.event_RP],
-            history=Ragged.of_mask(np.isnan(self.days_RP)),
-            visit=Ragged.of_mask(np.zeros_like(self.event_RP)),
-        )
-
     def learnable(self, train_rank: np.ndarray) -> PhenotypeTable:
         """The outcomes that vary among the train studies; BadDataError when none does."""
         known = self.label_RQ[train_rank]
@@ -83,12 +80,35 @@ class PhenotypeTable:
             event_RP=self.event_RP[:, happens_P],
         )
 
-    def task_set(self, train_rank: np.ndarray, tasks: TaskSet) -> TaskSet:
-        """The P phenotypes as tasks with the bins and the blackout of `tasks`, rates of the train studies."""
-        events_P = self.event_RP[train_rank].sum(0)
-        at_risk_P = np.nansum(self.days_RP[train_rank] - tasks.blackout_days, axis=0)
+    def timed(self, start_days: Mapping[str, float], train_rank: np.ndarray, tasks: TaskSet) -> list[TimedPhenotypes]:
+        """The P phenotypes by the day from which they count: start_days, where it names one later than the blackout.
+
+        Bins of `tasks`, rates of the train studies. ConfigError for an event that is not after its phenotype's day.
+        """
+        start_P = np.array([max(start_days.get(str(name), 0.0), tasks.blackout_days) for name in self.phenotypes])
+        early_P = (self.event_RP & (self.days_RP <= start_P)).any(0)
+        if early_P.any():
+            raise ConfigError(
+                f"ehr.phenotypes: {', '.join(self.phenotypes[early_P])} happened before start_days in "
+                "phenotypes.parquet, which was prepared with another start; run jobs.prepare with this configuration"
+            )
+        columns = (np.flatnonzero(start_P == start) for start in np.unique(start_P))
+        return [self._timed(of_start, float(start_P[of_start[0]]), train_rank, tasks) for of_start in columns]
+
+    def _timed(self, columns: np.ndarray, start: float, train_rank: np.ndarray, tasks: TaskSet) -> TimedPhenotypes:
+        days_RP, event_RP = self.days_RP[:, columns], self.event_RP[:, columns]
+        labels = LabelTable(
+            censor_days=self.censor_days_R,
+            events=Ragged.of_mask(event_RP),
+            event_days=days_RP[event_RP],
+            history=Ragged.of_mask(np.isnan(days_RP)),
+            visit=Ragged.of_mask(np.zeros_like(event_RP)),
+        )
+        events_P = event_RP[train_rank].sum(0)
+        at_risk_P = np.nansum(np.maximum(days_RP[train_rank] - start, 0), axis=0)
         own = tuple(
             Task(str(name), "", np.nan, np.nan, int(events), int(events), float(events / days))
-            for name, events, days in zip(self.phenotypes, events_P, at_risk_P)
+            for name, events, days in zip(self.phenotypes[columns], events_P, at_risk_P)
         )
-        return replace(tasks, tasks=own, recurrence="incident", death_task=None)
+        of_start = replace(tasks, tasks=own, recurrence="incident", death_task=None, blackout_days=start)
+        return TimedPhenotypes(columns, labels, of_start)

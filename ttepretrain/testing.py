@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ttepretrain.phenotypes import PhenotypeTable
 
 TINY_WINDOW = (0.0, 2000.0)
+MORTALITY_START = 50.0  # days, of `random_phenotypes`
 
 
 def random_task_set(
@@ -74,15 +75,19 @@ def random_labels(
 
 
 def random_phenotypes(rng: np.random.Generator, labels: LabelTable, blackout_days: float) -> PhenotypeTable:
-    """Two yes-or-no outcomes and two as time to event for the rows of `labels`, with unknown answers and history."""
+    """Two yes-or-no outcomes and two as time to event for the rows of `labels`, with unknown answers and history.
+
+    `mortality` counts from MORTALITY_START on; some rows are followed for less.
+    """
     from ttepretrain.phenotypes import PhenotypeTable
 
     rows = len(labels)
     label_RQ = rng.integers(0, 2, (rows, 2)).astype(np.float32)
     label_RQ[rng.random((rows, 2)) < 0.2] = np.nan
     event_RP, at_risk_RP = rng.random((rows, 2)) < 0.5, rng.random((rows, 2)) < 0.9
-    share_RP = np.where(event_RP, rng.uniform(0.05, 1, (rows, 2)), 1)
-    days_RP = blackout_days + (labels.censor_days[:, None] - blackout_days) * share_RP
+    left_RP = labels.censor_days[:, None] - [blackout_days, MORTALITY_START]  # days at risk, or fewer than none
+    event_RP &= left_RP > 0
+    days_RP = labels.censor_days[:, None] - np.where(event_RP, left_RP * rng.uniform(0, 0.95, (rows, 2)), 0)
     days_RP[~at_risk_RP] = np.nan
     names = np.array(["seen", "died within 30 days"]), np.array(["edema", "mortality"])
     return PhenotypeTable(names[0], label_RQ, names[1], days_RP, event_RP & at_risk_RP, labels.censor_days)

@@ -50,7 +50,7 @@ class Batch:
     code: np.ndarray  # int32, place in `codes`
     codes: pl.Series  # strings, unique; may hold some that no event has
     death: int  # place of MEDS_DEATH; -1 without it
-    counts: dict  # rows, static, null_codes, placeholder_dates: of all rows read
+    counts: dict  # rows, static, null_codes, placeholder_dates (none: left out), of all rows read
     placeholders: pl.Series  # codes of the rows that were dropped for their date
 
     def by_subject(self) -> Batch:
@@ -99,21 +99,22 @@ class MedsSource:
         return pl.concat([pl.Series("code", [], pl.String), *found]).unique()
 
     def _batch(self, name: str, rows: pa.RecordBatch) -> Batch:
-        from ehr.moments import usable_rows  # a worker's: the driver does without half a second of imports
+        # a worker's: the driver does without half a second of imports
+        from ehr.moments import any_placeholder, usable_rows
 
-        # polars and not pyarrow makes the numpy arrays: pyarrow would import pandas, .7 s in every worker
         subject_id, (code, codes) = _subject(name, rows.column("subject_id")), _code(rows.column("code"))
         time = self._time(rows.column("time"))
         named, birth, is_death = codes.to_frame().select(_NAMED, _BIRTH, _DEATH).to_numpy().T
+        death = int(is_death.argmax()) if is_death.any() else -1
+        counts = {"rows": len(time), "static": rows.column("time").null_count}
+        all_coded = named.all() and code.min(initial=0) >= 0
+        if all_coded and not any_placeholder(time, _ALWAYS_PLACEHOLDER, _TOO_LATE, _PLACEHOLDERS):
+            return Batch(subject_id, time, code, codes, death, counts, codes.clear())
         named, birth = np.append(named, False), np.append(birth, False)  # the last one: null
         usable, uncoded, placeholders = usable_rows(
             time, code, named, birth, _ALWAYS_PLACEHOLDER, _TOO_LATE, _PLACEHOLDERS
         )
-        death = int(is_death.argmax()) if is_death.any() else -1
-        counts = {"rows": len(time), "static": rows.column("time").null_count}
         counts |= {"null_codes": uncoded, "placeholder_dates": placeholders}
-        if not uncoded and not placeholders:
-            return Batch(subject_id, time, code, codes, death, counts, codes.clear())
         dropped = codes.gather(code[~usable & named[code]])
         return Batch(subject_id[usable], time[usable], code[usable], codes, death, counts, dropped)
 
@@ -156,6 +157,8 @@ def _check_time(name: str, time: pa.DataType, source: MedsSource) -> None:
 def _subject(name: str, column: pa.Array) -> np.ndarray:
     if column.null_count:
         raise BadDataError(f"{name}: column subject_id holds null; every event needs its subject")
+    if column.type == pa.int64():
+        return _filled(column, 0)
     try:
         return _series(column).cast(pl.Int64).to_numpy()
     except pl.exceptions.InvalidOperationError:
@@ -174,9 +177,18 @@ def _code(column: pa.Array) -> tuple[np.ndarray, pl.Series]:
 
 
 def _filled(column: pa.Array, value: int) -> np.ndarray:
-    """The numbers, with `value` for null. Not by arrow: its compute module takes .3 s to import, in every worker."""
-    numbers = _series(column)
-    return (numbers.fill_null(value) if column.null_count else numbers).to_numpy()
+    """The numbers, with `value` for null; read-only.
+
+    From the buffers: pyarrow's own way imports pandas or its compute module, .3 to .7 s in every worker.
+    """
+    validity, data = column.buffers()
+    its = slice(column.offset, column.offset + len(column))
+    numbers = np.frombuffer(data, column.type.to_pandas_dtype())[its]
+    if column.null_count:
+        numbers = numbers.copy()
+        numbers[np.flatnonzero(np.unpackbits(np.frombuffer(validity, np.uint8), bitorder="little")[its] == 0)] = value
+    numbers.flags.writeable = False  # as a buffer may be: the loops are compiled for one kind
+    return numbers
 
 
 def _series(column: pa.Array) -> pl.Series:

@@ -12,6 +12,7 @@ import torch
 from data.cache import read_volume
 from data.loader import PreparedStudies
 from data.testing import load_module
+from ehr.config import EhrConfig
 from jobs.config import RunConfig
 from jobs.objectives import objective_of
 from ttepretrain.models.config import ModelConfig
@@ -28,9 +29,9 @@ def prepared(tmp_path_factory) -> Path:
     return folder
 
 
-def first_head(arm: str, prepared: Path) -> torch.nn.Module:
+def first_head(arm: str, prepared: Path, **ehr) -> torch.nn.Module:
     """Its last layer is zero, so that it says its bias of every scan."""
-    config = RunConfig(model=ModelConfig(head_dim=3), train=TrainConfig(arm=arm))
+    config = RunConfig(model=ModelConfig(head_dim=3), train=TrainConfig(arm=arm), ehr=EhrConfig(**ehr))
     return objective_of(config, PreparedStudies.open(prepared, "train")).model.head
 
 
@@ -39,11 +40,11 @@ def train_rows(prepared: Path, name: str) -> pl.DataFrame:
     return pl.read_parquet(prepared / f"{name}.parquet").join(train, on="study_id", how="semi")
 
 
-def log_hazards(days: list[float], happened: list[bool], rate_per_day: float) -> list[float]:
+def log_hazards(days: list[float], happened: list[bool], rate_per_day: float, start: float = 1.0) -> list[float]:
     """Of every bin, with one more event and the days that one takes at the overall rate."""
     logs = []
     for low, high in BINS:
-        at_risk = sum(max(0.0, min(end, high) - low) for end in days)
+        at_risk = sum(max(0.0, min(end, high) - max(low, start)) for end in days)
         events = sum(yes and low < end <= high for end, yes in zip(days, happened))
         logs.append(math.log((events + 1) / (at_risk + 1 / rate_per_day)))
     return logs
@@ -77,6 +78,19 @@ def test_phenotypes_start_from_the_train_studies_answers_and_events(prepared):
     days, happened = timed["time_days"].to_list(), timed["event"].to_list()
     expected_T = log_hazards(days, happened, sum(happened) / (sum(days) - len(days)))
     np.testing.assert_allclose(head.hazards.bias_TK.detach().numpy()[:, 0], expected_T, rtol=1e-6)
+
+
+def test_phenotypes_that_start_later_are_at_risk_from_then_on(prepared, tmp_path):
+    """The days between the blackout and `start_days` are nobody's exposure."""
+    start = 4.0
+    (tmp_path / "phenotypes.yaml").write_text(f"phenotypes: {{edema: {{codes: [E], start_days: {start}}}}}")
+    head = first_head("mtl", prepared, phenotypes=str(tmp_path / "phenotypes.yaml"))
+    timed = train_rows(prepared, "phenotypes").filter(pl.col("horizon_days").is_null())
+    days, happened = timed["time_days"].to_list(), timed["event"].to_list()
+    rate = sum(happened) / sum(max(0.0, end - start) for end in days)
+    found = head.hazards.bias_TK.detach().numpy()[:, 0]
+    np.testing.assert_allclose(found, log_hazards(days, happened, rate, start), rtol=1e-6)
+    assert found[0] - first_head("mtl", prepared).hazards.bias_TK[0, 0] > 0.03
 
 
 def test_reconstruction_starts_from_the_mean_of_the_train_volumes(prepared):

@@ -169,6 +169,8 @@ def test_one_slice_in_fifteen_syntaxes(fixtures, tmp_path):
         seen.add(syntax)
     assert len(seen) >= 11
     assert "1.2.840.10008.1.2.1.99" in seen  # deflated
+    # all of them as one series: named for what can be helped
+    assert reason_of(fixtures / "ct_transfer_syntaxes" / "cornerstone_CTImage") == Reason.UNSUPPORTED_SYNTAX
 
 
 @pytest.mark.parametrize(

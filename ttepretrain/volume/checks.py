@@ -56,6 +56,9 @@ class Flag(StrEnum):
     TILT_UNCONFIRMED = "tilt_unconfirmed"  # the header names a tilt that its positions do not show; they count
     UNEVEN_SPACING = "uneven_spacing"  # interpolated onto an even grid along the slice direction
     IMAGES_SKIPPED = "images_skipped"  # localizers, screens and other pictures in the same folder
+    OBJECTS_SKIPPED = "objects_skipped"  # reports, raw data or screens under the series' own UID
+    DAMAGED_BESIDE = "damaged_beside"  # the image is a file, and unreadable ones in its folder may be of this series
+    MIXED_PROTOCOL = "mixed_protocol"  # kernel, kV and the like change along the stack: regions, or scans end to end
     OTHER_SERIES = "other_series"  # further CT series in the folder were not read
     OTHER_PHASES = "other_phases"  # the series passes its positions several times; one pass was read
     LOSSY = "lossy"

@@ -101,24 +101,30 @@ def choose_series(
 def check_identity(pictures: Sequence[Values], wanted: Wanted) -> None:
     """BadStudy unless the series is of one patient, the table's where it names one, and of one study."""
     _check_one_study(pictures, "series")
-    patient = text(pictures[0], "PatientID")
-    if patient and wanted.patient_id is not None and patient != wanted.patient_id.strip():
+    patient = {text(values, "PatientID") for values in pictures} - {""}
+    if wanted.patient_id is not None and patient - {wanted.patient_id.strip()}:
         raise BadStudy(Reason.IDENTITY_CONFLICT, "the images name another patient than the table")
     if len({text(values, "FrameOfReferenceUID") for values in pictures} - {""}) > 1:
         raise BadStudy(Reason.MIXED_GEOMETRY, "positions in two frames of reference")
 
 
 def _check_one_study(pictures: Sequence[Values], where: str) -> None:
-    if len({_patient(values) for values in pictures}) > 1:
+    """BadStudy where two pictures contradict each other; what is not said contradicts nothing."""
+    ids = {text(values, "PatientID") for values in pictures} - {""}
+    with_id, without_id = (
+        {_name(values) for values in pictures if bool(text(values, "PatientID")) == said} - {""}
+        for said in (True, False)
+    )
+    # where there is an identifier it counts: names change by marriage and by hand
+    if len(ids) > 1 or (without_id - with_id if with_id else len(without_id) > 1):
         raise BadStudy(Reason.IDENTITY_CONFLICT, f"images of two patients in one {where}")
-    if len({text(values, "StudyInstanceUID") for values in pictures}) > 1:
+    if len({text(values, "StudyInstanceUID") for values in pictures} - {""}) > 1:
         remedy = "; the studies table may name one in series_uid" if where == "folder" else ""
         raise BadStudy(Reason.IDENTITY_CONFLICT, f"images of two studies in one {where}{remedy}")
 
 
-def _patient(values: Values) -> str:
-    """The PatientID; where it is empty, the name."""
-    return text(values, "PatientID") or text(values, "PatientName").upper().rstrip("^ ")
+def _name(values: Values) -> str:
+    return text(values, "PatientName").upper().rstrip("^ ")
 
 
 def _fits(pictures: Sequence[Values], reading: Reading) -> bool:

@@ -7,41 +7,36 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from ttepretrain.errors import BadStudy
 from ttepretrain.volume.alike import check_alike
 from ttepretrain.volume.checks import Flag, Reason, check_affine, check_shape
 from ttepretrain.volume.choice import DEFAULT_READING, WHATEVER, Reading, Wanted, check_identity, choose_series
-from ttepretrain.volume.decode import NO_DECODER
-from ttepretrain.volume.frames import Picture, check_concatenations, pictures
+from ttepretrain.volume.frames import Picture, check_concatenations, pictures, sop_classes
 from ttepretrain.volume.headers import HeaderReader, declared_damage
 from ttepretrain.volume.image import CTImage
 from ttepretrain.volume.phases import one_phase
 from ttepretrain.volume.pixels import read_stack
 from ttepretrain.volume.series import arrange
 from ttepretrain.volume.source import source_files
-from ttepretrain.volume.syntaxes import LOSSY, has_readable_pixels
+from ttepretrain.volume.syntaxes import LOSSY
 from ttepretrain.volume.tags import acquired, acquisition, numbers, slice_header, text
+from ttepretrain.volume.whole import (
+    NO_PICTURES,
+    LeftOut,
+    Skipped,
+    check_none_left_out,
+    lost_slices,
+    refuse_lost,
+    refuse_without_pictures,
+)
 
-DAMAGED = (Reason.TRUNCATED, Reason.UNREADABLE, Reason.TOO_LARGE)
-NO_PICTURES = (Reason.NOT_DICOM, Reason.NOT_IMAGE)
 TILT_DEGREES = 0.5
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """Why a file, or some of its frames, is no slice."""
-
-    reason: Reason
-    series_uid: str  # that it names; "" where it names none or cannot be read
-
-
-Skipped = dict[Path, LeftOut]
 
 
 def read_dicom(path: Path, reading: Reading = DEFAULT_READING, wanted: Wanted = WHATEVER) -> CTImage:
@@ -49,12 +44,10 @@ def read_dicom(path: Path, reading: Reading = DEFAULT_READING, wanted: Wanted = 
     with _quiet():
         found, skipped = _find_pictures(path)
         chosen, flags = _choose(found, skipped, path, reading, wanted)
-        if not all(has_readable_pixels(picture.header.syntax) for picture in chosen):
-            raise BadStudy(Reason.UNSUPPORTED_SYNTAX, NO_DECODER)
         slices = [slice_header(picture.header.file, picture.frame, picture.values) for picture in chosen]
         stack = arrange(slices, reading.max_gap_mm)
         values = {(picture.header.file, picture.frame): picture.values for picture in chosen}
-        check_alike([[values[s.file, s.frame] for s in place] for place in stack.places])
+        flags += check_alike([[values[s.file, s.frame] for s in place] for place in stack.places])
         check_shape((len(stack.grid_mm), *slices[0].shape_HW))
         flags += stack.flags + check_affine(stack.affine)
         if Flag.GANTRY_TILT not in flags and any(_names_tilt(picture) for picture in chosen):
@@ -84,21 +77,21 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _find_pictures(path: Path) -> tuple[list[Picture], Skipped]:
+def _find_pictures(path: Path) -> tuple[list[Picture], dict[Path, LeftOut]]:
     """The CT slices among the source files, pixels left in the file, and what was left out."""
     reader, found, skipped = HeaderReader(), [], {}
     for file in source_files(path):
-        series_uid = ""
+        said = "", frozenset()
         try:
             with declared_damage():
                 header = reader.read(file)
-                series_uid = text(header.values, "SeriesInstanceUID")
+                said = text(header.values, "SeriesInstanceUID"), sop_classes(header)
                 kept, reason = pictures(header)
             found += kept
         except BadStudy as refusal:
             reason = refusal.code
         if reason is not None:
-            skipped[file] = LeftOut(reason, series_uid)
+            skipped[file] = LeftOut(reason, *said)
     return found, skipped
 
 
@@ -106,46 +99,28 @@ def _choose(
     found: list[Picture], skipped: Skipped, path: Path, reading: Reading, wanted: Wanted
 ) -> tuple[list[Picture], tuple[Flag, ...]]:
     """Pictures of one phase of the series: that of the file `path`, or of the folder's best series."""
-    damaged = [left.reason for left in skipped.values() if left.reason in DAMAGED]
-    if damaged and path.is_dir():
-        raise BadStudy(damaged[0], "a damaged DICOM file among the slices; nothing says that it is not one of them")
-    if not found:
-        _refuse_without_pictures(skipped)
     series = defaultdict(list)
     for picture in found:
         series[text(picture.values, "SeriesInstanceUID")].append(picture)
+    lost, flags = list(lost_slices(found, skipped)), ()
     if path.is_file():
         own = next((picture for picture in found if picture.header.file == path), None)
         if own is None:
             raise BadStudy(skipped[path].reason, "the file itself is not a slice of a CT series")
+        if lost and len(series) > 1:  # they may be of any of them
+            lost, flags = [], (Flag.DAMAGED_BESIDE,)
         uid = text(own.values, "SeriesInstanceUID")
         series, wanted = {uid: series[uid]}, replace(wanted, series_uid=wanted.series_uid or uid)
+    refuse_lost(lost)
+    if not found:
+        refuse_without_pictures(skipped)
     values = {uid: [picture.values for picture in members] for uid, members in series.items()}
-    uid, flags = choose_series(values, reading, wanted)
+    uid, series_flags = choose_series(values, reading, wanted)
     check_identity(values[uid], wanted)
-    _check_none_left_out(skipped, uid)
+    flags += series_flags + check_none_left_out(series[uid], skipped)
     check_concatenations(series[uid])
     members, phase_flags = one_phase(series[uid], reading.phase, path)
     return members, flags + phase_flags
-
-
-def _check_none_left_out(skipped: Skipped, uid: str) -> None:
-    """BadStudy where a picture of the series itself was left out, other than a localizer: it may be its last slice."""
-    for left in skipped.values():
-        is_slice = left.reason not in (Reason.LOCALIZER, *(() if uid else NO_PICTURES))
-        if left.series_uid == uid and is_slice:
-            raise BadStudy(left.reason, "a picture of the series itself, which cannot be one of its slices")
-
-
-def _refuse_without_pictures(skipped: Skipped) -> None:
-    """BadStudy with the commonest reason among the DICOM images; a study of reports alone is NOT_IMAGE."""
-    counts = Counter(left.reason for left in skipped.values())
-    for others in (NO_PICTURES, (Reason.NOT_DICOM,), ()):
-        left = {reason: count for reason, count in counts.items() if reason not in others}
-        if left:
-            reason = max(sorted(left), key=left.get)
-            raise BadStudy(reason, f"no slice of a CT series among {len(skipped)} files")
-    raise BadStudy(Reason.NOT_DICOM, "an empty folder")
 
 
 def _is_lossy(picture: Picture) -> bool:

@@ -32,10 +32,9 @@ from ttepretrain.volume.decode import (
 START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from ttepretrain.volume.decode import serve; serve()"
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 MAX_DEATHS = 3  # of children over one study: some die of what others on the machine do
-CAUSES = {  # by exit status
+TOO_SLOW = {  # by exit status; not tried again: another child would take as long
     -signal.SIGPROF: f"a picture took more than {CPU_SECONDS_PER_PICTURE:g} s of the processor to decode",
     -signal.SIGALRM: f"a picture took more than {SECONDS_PER_PICTURE:g} s to decode",
-    -signal.SIGKILL: "the decoding process was killed",
 }
 PIPE_BYTES = 2**20  # the child decodes ahead that far
 
@@ -64,13 +63,15 @@ def decoded(files: Sequence[CodedFile]) -> Iterator[np.ndarray]:
             raise
         except _Died:
             status = child.wait()
+            if status in TOO_SLOW:
+                raise BadStudy(Reason.DECODER, TOO_SLOW[status]) from None
         finally:
             if usable:
                 _idle[os.getpid()].append(child)
             else:
                 _stop(child)
-    cause = CAUSES.get(status, f"the decoding process died of it (status {status})")
-    raise BadStudy(Reason.DECODER, f"{cause}, {MAX_DEATHS} times")
+    cause = "was killed" if status == -signal.SIGKILL else f"died of it (status {status})"
+    raise BadStudy(Reason.DECODER, f"the decoding process {cause}, {MAX_DEATHS} times")
 
 
 def _frames(child: subprocess.Popen, files: Sequence[CodedFile]) -> Iterator[np.ndarray]:

@@ -13,6 +13,7 @@ from typing import Any
 from ttepretrain.errors import BadStudy
 from ttepretrain.volume.checks import Reason
 from ttepretrain.volume.headers import Header
+from ttepretrain.volume.syntaxes import has_readable_header
 from ttepretrain.volume.tags import TAGS, Values, numbers, text, texts
 
 DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
@@ -59,6 +60,11 @@ def pictures(header: Header) -> tuple[list[Picture], Reason | None]:
     return kept, left_out
 
 
+def sop_classes(header: Header) -> frozenset[str]:
+    """What the file says it is, in its meta information and itself."""
+    return frozenset({text(header.values, "SOPClassUID"), header.storage_class} - {""})
+
+
 def check_concatenations(pictures: Sequence[Picture]) -> None:
     """BadStudy where a multi-frame object was written as several files, a concatenation, and not all of them are here.
 
@@ -84,8 +90,10 @@ def _check_file(header: Header) -> None:
     values = header.values
     if header.storage_class == DIRECTORY_CLASS:
         raise BadStudy(Reason.NOT_IMAGE, "a DICOMDIR")
+    if not has_readable_header(header.syntax):
+        raise BadStudy(Reason.UNSUPPORTED_SYNTAX, "unknown transfer syntax")
     sop_class = text(values, "SOPClassUID")
-    images = {sop_class, header.storage_class} & {CT_CLASS, *MULTIFRAME_CLASSES}
+    images = sop_classes(header) & {CT_CLASS, *MULTIFRAME_CLASSES}
     if ("Modality" not in values and "SOPClassUID" not in values) or (images and "Rows" not in values):
         raise BadStudy(Reason.TRUNCATED, "the header ends before it has said what it must")
     if values.get("Modality") != "CT":

@@ -43,7 +43,7 @@ class Header:
     file: Path
     syntax: str
     storage_class: str  # as the file meta information declares it
-    values: dict[str, Any]  # by keyword: those of TAGS that the file has
+    values: dict[str, Any]  # by keyword: those of TAGS that the file has; none where the syntax is unknown
     body_at: int  # first byte behind the meta information
     pixels_at: int | None  # first byte of the pixels' value; counted in the inflated body where deflated; None: none
     pixels_length: int  # bytes; 0xFFFFFFFF where undefined, as for compressed pixels
@@ -81,9 +81,11 @@ class HeaderReader:
     def _parse(self, file: Path, handle: BinaryIO) -> Header:
         meta = {e.tag: e.value for e in data_element_generator(handle, False, True, stop_when=_behind_meta)}
         syntax, storage_class = (_uid(meta.get(tag)) for tag in (TRANSFER_SYNTAX, STORAGE_CLASS))
-        if not has_readable_header(syntax):
-            raise BadStudy(Reason.UNSUPPORTED_SYNTAX if syntax else Reason.UNREADABLE, "unknown transfer syntax")
+        if not syntax:
+            raise BadStudy(Reason.UNREADABLE, "no transfer syntax")
         body_at = handle.tell()
+        if not has_readable_header(syntax):
+            return Header(file, syntax, storage_class, {}, body_at, None, 0)
         body, start = handle, 0
         if syntax == DEFLATED:
             deflated = handle.read(MAX_HEADER_BYTES)

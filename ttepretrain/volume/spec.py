@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from ttepretrain.config import require, require_choice
 from ttepretrain.volume.choice import DEFAULT_READING, MAX_GAP_MM, Reading, SeriesConfig
 
-# Part of every cache key: raise it when the same input would give other voxels.
-PREPROCESS_VERSION = 4
+# Part of every cache key: raise it when the same input would give other voxels, other flags or a refusal.
+PREPROCESS_VERSION = 5
 
 Window = tuple[float, float]  # centre, width in HU
 

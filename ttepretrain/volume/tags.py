@@ -126,10 +126,14 @@ def acquisition(values: Values) -> dict[str, str | float | bool | None]:
             (known[key],) = numbers(values, keyword, 1, Reason.UNREADABLE)
         except BadStudy:
             known[key] = None
-    agent = text(values, "ContrastBolusAgent").upper()
-    if agent:
-        known["contrast"] = agent not in ("NO", "NONE", "N")
+    if text(values, "ContrastBolusAgent"):
+        known["contrast"] = has_contrast(values)
     return known
+
+
+def has_contrast(values: Values) -> bool:
+    """Whether an agent is named."""
+    return text(values, "ContrastBolusAgent").upper() not in ("", "NO", "NONE", "N")
 
 
 def acquired(values: Values) -> datetime | None:

@@ -20,6 +20,7 @@ from ttepretrain.models.model import ScanModel, TTEModel
 from ttepretrain.survival.prefit import bias_table
 from ttepretrain.tasks import TaskSet
 from ttepretrain.testing import (
+    MORTALITY_START,
     TINY_WINDOW,
     random_labels,
     random_phenotypes,
@@ -29,7 +30,7 @@ from ttepretrain.testing import (
 from ttepretrain.training.config import TrainConfig
 from ttepretrain.training.distributed import connect
 from ttepretrain.training.objectives.base import Objective
-from ttepretrain.training.objectives.mtl import PhenotypeHead, Phenotypes
+from ttepretrain.training.objectives.mtl import PhenotypeHead, Phenotypes, hazard_table
 from ttepretrain.training.objectives.ssl import MaskedReconstruction
 from ttepretrain.training.objectives.tte import TimeToEvent
 from ttepretrain.training.objectives.visit import VisitCodes, base_rate_logits, log_odds
@@ -135,11 +136,11 @@ def objective_on(
         bias_1K = base_rate_logits(labels.take(rows), tasks.num_tasks)
         return VisitCodes(ScanModel(encoder, head(bias_1K), (TINY_WINDOW,)))
     table = random_phenotypes(np.random.default_rng(5), labels, tasks.blackout_days)
-    own = table.task_set(rows, tasks)
+    timed = table.timed({"mortality": MORTALITY_START}, rows, tasks)
     known = table.label_RQ[rows]
     answers = head(log_odds((known == 1).sum(0), (known == 0).sum(0))[None])
-    hazards = head(bias_table(table.timed.take(rows), own))
-    return Phenotypes(ScanModel(encoder, PhenotypeHead(answers, hazards), (TINY_WINDOW,)), table, own)
+    hazards = head(hazard_table(timed, rows))
+    return Phenotypes(ScanModel(encoder, PhenotypeHead(answers, hazards), (TINY_WINDOW,)), table, timed)
 
 
 def digest(weights: dict[str, torch.Tensor]) -> str:

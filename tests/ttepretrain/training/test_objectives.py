@@ -7,9 +7,10 @@ import polars as pl
 import pytest
 import torch
 
-from ttepretrain.errors import BadDataError
+from ttepretrain.errors import BadDataError, ConfigError
 from ttepretrain.phenotypes import PhenotypeTable
 from ttepretrain.testing import (
+    MORTALITY_START,
     random_batch,
     random_labels,
     random_task_set,
@@ -49,8 +50,8 @@ def test_visit_is_the_cross_entropy_of_every_task(objective_on):
     assert cells.item() == ROWS * TASKS
 
 
-def slow_survival(log_hazard_BTK, days_BK, event_BK, tasks) -> tuple[float, int]:
-    """Piecewise-exponential; NaN days leave the sum and the count."""
+def slow_survival(log_hazard_BTK, days_BK, event_BK, tasks, start_K=(1.0,) * TASKS) -> tuple[float, int]:
+    """Piecewise-exponential; NaN days leave the sum and the count. start_K: days from which a column is at risk."""
     total, cells, edges = 0.0, 0, tasks.bin_edges_days
     for i, row in enumerate(np.float32(days_BK)):
         for k, days in enumerate(row):
@@ -58,7 +59,7 @@ def slow_survival(log_hazard_BTK, days_BK, event_BK, tasks) -> tuple[float, int]
                 continue
             for t in range(len(edges) - 1):
                 z = float(log_hazard_BTK[i, t, k])
-                total += max(0.0, min(days, edges[t + 1]) - max(edges[t], tasks.blackout_days)) * math.exp(z)
+                total += max(0.0, min(days, edges[t + 1]) - max(edges[t], start_K[k])) * math.exp(z)
                 total -= z if event_BK[i, k] and edges[t] < days <= edges[t + 1] else 0.0
                 cells += 1
     return total, cells
@@ -84,7 +85,9 @@ def test_tte_is_the_likelihood_of_the_pairs_that_the_tasks_recurrence_counts(rec
 
 
 def slow_mtl(logits_BQ, log_hazard_BTP, table: PhenotypeTable, tasks) -> tuple[float, int]:
-    total, cells = slow_survival(log_hazard_BTP, table.days_RP, table.event_RP, tasks)
+    starts = {"edema": 1.0, "mortality": MORTALITY_START}
+    start_P = [starts[name] for name in table.phenotypes]
+    total, cells = slow_survival(log_hazard_BTP, table.days_RP, table.event_RP, tasks, start_P)
     for i in range(len(logits_BQ)):
         for q, label in enumerate(table.label_RQ[i]):
             if label == label:
@@ -93,8 +96,10 @@ def slow_mtl(logits_BQ, log_hazard_BTP, table: PhenotypeTable, tasks) -> tuple[f
 
 
 def test_mtl_is_the_likelihood_of_every_known_outcome(objective_on):
-    """Unknown answers and studies not at risk leave the sum and the count."""
+    """Unknown answers and studies not at risk leave the sum and the count; days at risk begin at each one's start."""
     objective, _, tasks, batch = exam("mtl", objective_on)
+    censor_days = objective.table.censor_days_R
+    assert (censor_days < MORTALITY_START).any()  # whose follow-up ends before mortality counts: no exposure
     rng = np.random.default_rng(3)
     output = (
         torch.from_numpy(rng.normal(0, 2, (ROWS, 2))),
@@ -208,7 +213,12 @@ def test_phenotypes_are_read_for_the_splits_that_may_be_looked_at(tmp_path):
     varying = table.learnable(np.array([0, 1]))
     assert varying.answers.tolist() == ["embolism"]  # mortality within 30 days: one yes, one unknown
     assert varying.phenotypes.tolist() == ["mortality"]  # edema never happens
-    tasks = varying.task_set(np.array([0, 1]), random_task_set(np.random.default_rng(0), 3))
-    assert [task.rate_per_day for task in tasks.tasks] == [pytest.approx(1 / 19)]
+    tasks = random_task_set(np.random.default_rng(0), 3)
+    [timed] = varying.timed({}, np.array([0, 1]), tasks)
+    assert [task.rate_per_day for task in timed.tasks.tasks] == [pytest.approx(1 / 19)]
+    [later] = varying.timed({"mortality": 5.0}, np.array([0, 1]), tasks)
+    assert [task.rate_per_day for task in later.tasks.tasks] == [pytest.approx(1 / 15)]
+    with pytest.raises(ConfigError, match=r"mortality happened before start_days in phenotypes\.parquet"):
+        varying.timed({"mortality": 20.0}, np.array([0, 1]), tasks)
     with pytest.raises(BadDataError, match="no phenotype varies"):
         table.learnable(np.array([3]))

@@ -120,8 +120,13 @@ def rename(patient_id, name, study_uid="1.2"):
     [
         (("", "Canary^Name"), ("", "Other^Name"), False),
         (("", "Canary^Name"), ("", "CANARY^NAME^^ "), True),
-        (("", ""), ("", "Canary^Name"), False),
+        (("", ""), ("", "Canary^Name"), True),  # what is not said contradicts nothing
         (("7", "Canary^Name"), ("7", "Canary^Married"), True),  # the identifier counts
+        (("7", ""), ("", "Canary^Name"), True),
+        (("7", "Canary^Name"), ("", "canary^name^"), True),
+        (("7", "Canary^Name"), ("", ""), True),
+        (("7", "Canary^Name"), ("", "Other^Name"), False),
+        (("7", "Canary^Name"), ("8", "Canary^Name"), False),
     ],
 )
 def test_without_a_patient_id_names_tell_patients_apart(tmp_path, chest, write_series, one, other, same):
@@ -135,6 +140,16 @@ def test_without_a_patient_id_names_tell_patients_apart(tmp_path, chest, write_s
         with pytest.raises(BadStudy, match="IDENTITY_CONFLICT: images of two patients") as refusal:
             read_dicom(tmp_path / name)
         assert "anary" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("keyword", ["PatientID", "StudyInstanceUID", "PatientName"])
+@pytest.mark.parametrize("silent", [0, 5, 11])
+def test_a_slice_that_names_no_patient_or_study_is_not_a_second_one(tmp_path, chest, write_series, keyword, silent):
+    """An identifier that one file lost; another than the table's is seen behind it."""
+    write_series(tmp_path, *chest, edit=lambda d, ds: d == silent and setattr(ds, keyword, ""))
+    np.testing.assert_array_equal(read_dicom(tmp_path).hu_DHW, chest[0])
+    with pytest.raises(BadStudy, match="IDENTITY_CONFLICT"):
+        read_dicom(tmp_path, wanted=Wanted(patient_id="another"))
 
 
 def _behind(affine, slices):

@@ -143,8 +143,9 @@ def test_a_step_beyond_ten_millimetres_is_a_hole(folder, chest, write_series):
     assert reason_of(folder) == Reason.MISSING_SLICE
 
 
-def test_positions_rounded_to_tenths_are_even(folder, chest, geometry, write_series):
-    affine = geometry.dicom_affine((12, 30, 40), (0.625, 5.5, 5.0))
+@pytest.mark.parametrize("step_mm", [0.33, 0.45, 0.625])
+def test_positions_rounded_to_tenths_are_even(folder, chest, geometry, write_series, step_mm):
+    affine = geometry.dicom_affine((12, 30, 40), (step_mm, 5.5, 5.0))
 
     def rounded(_, dataset):
         dataset.ImagePositionPatient = [round(float(v), 1) for v in dataset.ImagePositionPatient]
@@ -153,7 +154,7 @@ def test_positions_rounded_to_tenths_are_even(folder, chest, geometry, write_ser
     image = read_dicom(folder)
     assert image.flags == ()
     np.testing.assert_array_equal(image.hu_DHW, chest[0])
-    assert image.spacing_mm[0] == pytest.approx(0.625, abs=0.01)
+    assert image.spacing_mm[0] == pytest.approx(step_mm, abs=0.01)
 
 
 # B10

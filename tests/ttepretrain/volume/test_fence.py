@@ -78,8 +78,8 @@ def test_one_child_serves_study_after_study(rle, chest):
     [
         ("segfault", "died of it (status -11), 3 times"),
         ("abort", "died of it (status -6), 3 times"),
-        ("loop", "30 s of the processor to decode, 3 times"),
-        ("hang", "300 s to decode, 3 times"),
+        ("loop", "a picture took more than 30 s of the processor to decode"),  # not tried again
+        ("hang", "a picture took more than 300 s to decode"),
         ("memory", "takes more than 1024 MB"),
     ],
 )
@@ -117,6 +117,15 @@ def test_a_study_is_refused_after_three_deaths_and_not_before(rle, chest, broken
     else:
         np.testing.assert_array_equal(read_dicom(rle).hu_DHW, chest[0])
     assert len(list(tally.iterdir())) == deaths
+
+
+@pytest.mark.parametrize("fault", ["loop", "hang"])
+def test_a_decoder_that_takes_too_long_is_not_asked_again(rle, broken, monkeypatch, tmp_path, fault):
+    """Another child would take as long: 300 s for what hangs."""
+    monkeypatch.setitem(FAULTS, fault, f"open({str(tmp_path / 'started')!r}, 'a').write('x'); {FAULTS[fault]}")
+    broken(fault)
+    assert reason_of(rle) == Reason.DECODER
+    assert (tmp_path / "started").read_text() == "x"
 
 
 def test_a_sound_picture_that_waits_for_the_processor_is_read(rle, chest, broken):

@@ -1,5 +1,6 @@
 """Where voxels lie, against SimpleITK, dcm2niix and closed forms (faults B7, B9, B10, B12)."""
 
+import itertools
 import math
 import subprocess
 
@@ -141,14 +142,52 @@ def steps(dataset, d, gaps_mm):
     dataset.ImagePositionPatient = [x, y, f"{float(z) - 2.0 * d + sum(gaps_mm[:d]):.10g}"]
 
 
-@pytest.mark.parametrize("times", [1.6, 1.7, 2.0, 2.5, 3.5])
-@pytest.mark.parametrize("at", [[0], [6], [11], [4, 8], [5, 6], [5, 6, 7], [9, 10, 11]])
-def test_few_wide_steps_of_any_size_are_holes(tmp_path, geometry, write_series, times, at):
-    """B7: from one to three side by side, whole multiples of the local step or not."""
+@pytest.mark.parametrize(
+    ("at", "times"),
+    [
+        *itertools.product([[0], [6], [11], [4, 8], [5, 6]], [1.6, 1.7, 2.0, 2.5, 3.5]),
+        *itertools.product([[5, 6, 7], [9, 10, 11]], [1.95, 2.0, 3.0, 3.1]),
+    ],
+)
+def test_few_wide_steps_are_holes(tmp_path, geometry, write_series, at, times):
+    """B7: one or two side by side of any width; three of a whole multiple, as missing slices leave them."""
     gaps_mm = [2.0 * (times if i in at else 1) for i in range(12)]
     affine = geometry.dicom_affine(SHAPE, (2.0, 1.7, 2.6))
     write_series(tmp_path, marked(), affine, edit=lambda d, ds: steps(ds, d, gaps_mm))
     assert reason_of(tmp_path, Reading()) == Reason.MISSING_SLICE
+
+
+@pytest.mark.parametrize("at", [[0, 1, 2], [5, 6, 7], [9, 10, 11]])
+@pytest.mark.parametrize("times", [1.52, 1.7, 2.5, 3.5])
+def test_three_alike_that_are_no_multiple_are_a_protocol(tmp_path, geometry, write_series, at, times):
+    """B9: slices that are missing from even ones leave whole multiples of the step, 7.6 mm among 5 mm is none."""
+    gaps_mm = [2.0 * (times if i in at else 1) for i in range(12)]
+    affine = geometry.dicom_affine(SHAPE, (2.0, 1.7, 2.6))
+    write_series(tmp_path, marked(), affine, edit=lambda d, ds: steps(ds, d, gaps_mm))
+    image = read_dicom(tmp_path)
+    assert image.flags == (Flag.UNEVEN_SPACING,)
+    assert (len(image.hu_DHW) - 1) * image.spacing_mm[0] == pytest.approx(sum(gaps_mm), abs=image.spacing_mm[0])
+
+
+@pytest.mark.parametrize("step_mm", [0.2, 0.3, 0.5])
+@pytest.mark.parametrize("gone", [1, 2, 6, 11])
+def test_a_hole_among_tiny_steps_is_seen(tmp_path, geometry, write_series, step_mm, gone):
+    """B7: also where the step is no larger than what positions are rounded to elsewhere."""
+    affine = geometry.dicom_affine(SHAPE, (step_mm, 1.7, 2.6))
+    files = write_series(tmp_path, marked(), affine)
+    assert len(read_dicom(tmp_path).hu_DHW) == len(files)
+    files[gone].unlink()
+    assert reason_of(tmp_path, Reading()) == Reason.MISSING_SLICE
+
+
+def test_where_two_slabs_meet_a_small_step_is_a_step(tmp_path, geometry, write_series):
+    """B9: .4 mm between slices of 9 and of 1.2 mm: by the median of all steps it was one place with two pictures."""
+    gaps_mm = [9.0] * 7 + [0.4] + [1.2] * 4
+    affine = geometry.dicom_affine(SHAPE, (2.0, 1.7, 2.6))
+    write_series(tmp_path, marked(), affine, edit=lambda d, ds: steps(ds, d, gaps_mm))
+    image = read_dicom(tmp_path)
+    assert image.flags == (Flag.UNEVEN_SPACING,)
+    np.testing.assert_array_equal(image.hu_DHW[0], marked()[0])
 
 
 @pytest.mark.parametrize("times", [1.4, 1.7, 2.0, 2.5, 3.5])

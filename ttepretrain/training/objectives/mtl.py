@@ -4,13 +4,15 @@ B studies, Q yes-or-no outcomes (phenotype at a horizon, or a diagnosis), P phen
 
     loss = sum over known answers of the cross-entropy  +  piecewise-exponential NLL of the P phenotypes
 
+Days at risk of a phenotype begin at its own start, where that is later than the blackout.
 Both are negative log-likelihoods, added as they are, over the number of answers plus the (study, phenotype, bin) cells.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -18,9 +20,9 @@ from torch.nn import functional
 from ttepretrain.batch import Batch
 from ttepretrain.models.head import FactorisedHead
 from ttepretrain.models.model import ScanModel
-from ttepretrain.phenotypes import PhenotypeTable
+from ttepretrain.phenotypes import PhenotypeTable, TimedPhenotypes
 from ttepretrain.survival.likelihood import nll_sum
-from ttepretrain.tasks import TaskSet
+from ttepretrain.survival.prefit import bias_table
 from ttepretrain.training.distributed import Ranks
 from ttepretrain.training.head_start import standardise_heads
 from ttepretrain.training.objectives.base import Features, Objective
@@ -44,26 +46,40 @@ class Phenotypes(Objective):
     unit = "negative log-likelihood per answer or (study, phenotype, bin)"
     reference = "base rates alone"
 
-    def __init__(self, model: ScanModel, table: PhenotypeTable, tasks: TaskSet):
-        """tasks: for bin edges and blackout."""
+    def __init__(self, model: ScanModel, table: PhenotypeTable, timed: Sequence[TimedPhenotypes]):
+        """timed: the table's phenotypes, each in one of them."""
         super().__init__(model)
-        self.table, self.tasks = table, tasks
+        self.table, self.timed = table, timed
 
-    def example(self, hu_BDHW: Tensor, seeds_B: Tensor, batch: Batch) -> tuple[Tensor, tuple[Tensor, Batch]]:
+    def example(self, hu_BDHW: Tensor, seeds_B: Tensor, batch: Batch) -> tuple[Tensor, tuple[Tensor, list[Batch]]]:
         del seeds_B
-        rank_B = batch.study_rank_B.cpu()
-        label_BQ = torch.from_numpy(self.table.label_RQ[rank_B.numpy()]).to(hu_BDHW.device)
-        timed = Batch.collate(batch.volume_BDHW, batch.study_rank_B, self.table.timed.take(rank_B.numpy()))
-        return hu_BDHW, (label_BQ, timed.to(hu_BDHW.device))
+        rank_B = batch.study_rank_B.cpu().numpy()
+        label_BQ = torch.from_numpy(self.table.label_RQ[rank_B]).to(hu_BDHW.device)
+        labels = (part.labels.take(rank_B) for part in self.timed)
+        timed = [Batch.collate(batch.volume_BDHW, batch.study_rank_B, part).to(hu_BDHW.device) for part in labels]
+        return hu_BDHW, (label_BQ, timed)
 
-    def loss_sum(self, output: tuple[Tensor, Tensor], target: tuple[Tensor, Batch]) -> tuple[Tensor, Tensor]:
+    def loss_sum(self, output: tuple[Tensor, Tensor], target: tuple[Tensor, list[Batch]]) -> tuple[Tensor, Tensor]:
         (logit_BQ, log_hazard_BTP), (label_BQ, timed) = output, target
         known_BQ = ~label_BQ.isnan()
         entropy_BQ = functional.binary_cross_entropy_with_logits(logit_BQ, label_BQ.nan_to_num(), reduction="none")
-        # Studies not at risk of a phenotype are its history, and left out as incident tasks leave theirs.
-        nll, cells = nll_sum(log_hazard_BTP, timed, self.tasks.bin_edges_days, self.tasks.blackout_days, "incident")
-        return (entropy_BQ * known_BQ).sum() + nll, known_BQ.sum() + cells
+        loss, cells = (entropy_BQ * known_BQ).sum(), known_BQ.sum()
+        for part, batch in zip(self.timed, timed):
+            columns, tasks = torch.from_numpy(part.columns).to(log_hazard_BTP.device), part.tasks
+            z_BTP = log_hazard_BTP.index_select(2, columns)
+            # Studies not at risk of a phenotype are its history, and left out as incident tasks leave theirs.
+            nll, pairs = nll_sum(z_BTP, batch, tasks.bin_edges_days, tasks.blackout_days, tasks.recurrence)
+            loss, cells = loss + nll, cells + pairs
+        return loss, cells
 
     def start(self, features: Features, batches: Iterable[Batch], ranks: Ranks) -> bool:
         standardise_heads([self.model.head.answers, self.model.head.hazards], features, batches, ranks)
         return False
+
+
+def hazard_table(timed: Sequence[TimedPhenotypes], train_rank: np.ndarray) -> np.ndarray:
+    """Float32 [T, P]: the log hazards that the train studies start from."""
+    bias_TP = np.empty((timed[0].tasks.num_bins, sum(len(part.columns) for part in timed)), np.float32)
+    for part in timed:
+        bias_TP[:, part.columns] = bias_table(part.labels.take(train_rank), part.tasks)
+    return bias_TP
