@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 PACKAGES = ["numpy", "polars", "pyarrow", "ray"]
 COLUMNS = ["subject_id", "time", "code"]
 WHOLE = 19_402  # subjects
-PASSES = ("survey_files", "count_shard", "label_shard")
+PASSES = ("survey_files", "count_shard")
 OBJECT_CTS = 40  # sample of the slow design
 SCANS = 3  # before the labels, and after them
 PHENOTYPES = """phenotypes:

@@ -39,7 +39,7 @@ def write_label_files(folder: Path, result: LabelResult, phenotypes: pl.DataFram
         write_atomic(folder / "tasks.csv", task_csv(result.tasks))
         write_parquet(phenotypes.sort("study_id", maintain_order=True), folder / "phenotypes.parquet")
         names = [*ALWAYS, *write_meds_labels(folder, phenotypes, studies)]
-        picture = draw_tasks(result.tasks, result.event_days, frozen="frozen" in result.counts["tasks"])
+        picture = draw_tasks(result.tasks, result.event_times, frozen="frozen" in result.counts["tasks"])
         (folder / PICTURE).unlink(missing_ok=True)
         if picture is not None:
             write_atomic(folder / PICTURE, picture)

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -67,7 +68,7 @@ def make_labels(
 ) -> LabelStage:
     """Label files of `folder`, from its last run when nothing they depend on has changed since."""
     given = _given_labels(config)
-    inputs = _inputs(ehr, ontology, studies, config, fitted_on, map_shards)
+    inputs = _inputs(ehr, ontology, studies, config, fitted_on)
     frozen = None if config.tasks is None else _frozen_tasks(folder, Path(config.tasks), fitted_on)
     stamp = _valid_stamp(folder, inputs)
     reused = stamp is not None
@@ -164,7 +165,7 @@ def _warn_of_absent_codes(counts: dict) -> None:
         log.warning(f"ehr.exclude: {', '.join(counts['exclude_unmatched'])} mean nothing that the data hold")
 
 
-def _inputs(ehr, ontology, studies, config, fitted_on, map_shards) -> dict[str, str]:
+def _inputs(ehr, ontology, studies, config, fitted_on) -> dict[str, str]:
     """Hash of everything that the label files are a function of, our own code included."""
     table = BytesIO()
     studies.select(STUDY_COLUMNS).sort("study_id").write_parquet(table)
@@ -176,25 +177,22 @@ def _inputs(ehr, ontology, studies, config, fitted_on, map_shards) -> dict[str, 
     }
     return {
         "studies": hashlib.sha256(table.getvalue()).hexdigest(),
-        "ehr": _folder_hash(ehr, map_shards),
-        "ontology": _folder_hash(ontology, map_shards) if ontology is not None else "",
+        "ehr": _folder_hash(ehr),
+        "ontology": _folder_hash(ontology) if ontology is not None else "",
         "config": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
-        "code": _folder_hash(REPOSITORY / "ehr", _map_here, "*.py"),
-        "writers": _folder_hash(REPOSITORY / "data", _map_here, "*label*.py"),
+        "code": _folder_hash(REPOSITORY / "ehr", "*.py"),
+        "writers": _folder_hash(REPOSITORY / "data", "*label*.py"),
         "records": sha256_of(REPOSITORY / "data" / "records.py"),
     }
 
 
-def _folder_hash(folder: Path, map_shards: MapShards, pattern: str = "*") -> str:
+def _folder_hash(folder: Path, pattern: str = "*") -> str:
     """Hash over relative names and bytes of all files below a folder."""
     files = sorted(path for path in folder.rglob(pattern) if path.is_file())
-    hashes = map_shards(sha256_of, files)
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:  # hashing lets other threads run
+        hashes = threads.map(sha256_of, files)
     names = [path.relative_to(folder).as_posix() for path in files]
     return hashlib.sha256(json.dumps(list(zip(names, hashes))).encode()).hexdigest()
-
-
-def _map_here(function, items):
-    return list(map(function, items))
 
 
 def _valid_stamp(folder: Path, inputs: dict[str, str]) -> dict | None:

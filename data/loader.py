@@ -60,7 +60,8 @@ class PreparedStudies:
     def open(cls, prepared: Path, split: str) -> PreparedStudies:
         """Raises ConfigError for a folder that jobs.prepare has not finished, IntegrityError for a changed file."""
         manifest = verified_manifest(prepared, NEEDED)
-        labels, ids = LabelTable.read(prepared / "labels.parquet")
+        tasks = TaskSet.load(prepared / "tasks.json")
+        labels, ids = LabelTable.read(prepared / "labels.parquet", tasks)
         study_id = ids["study_id"]
         if (study_id[:-1] >= study_id[1:]).any():
             raise IntegrityError("labels.parquet is not sorted by study_id; run jobs.prepare again")
@@ -72,7 +73,7 @@ class PreparedStudies:
         return cls(
             folder=prepared,
             split=split,
-            tasks=TaskSet.load(prepared / "tasks.json"),
+            tasks=tasks,
             spec=VolumeSpec.from_json(manifest["volume_spec"]),
             labels=labels.take(usable),
             study_key=keys["study_key"][key_row],

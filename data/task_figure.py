@@ -7,6 +7,7 @@ from io import BytesIO
 
 import numpy as np
 
+from ehr.bins import EventTimes
 from ttepretrain.tasks import TaskSet
 
 EDGES_WIDTH = 48  # letters in a line; longer ones leave the panel
@@ -26,8 +27,8 @@ STYLE = {
 }
 
 
-def draw_tasks(tasks: TaskSet, event_days: np.ndarray, frozen: bool = False) -> bytes | None:
-    """PNG of three panels; None without matplotlib. event_days: of the train studies' risk sets, all tasks together.
+def draw_tasks(tasks: TaskSet, event_times: EventTimes, frozen: bool = False) -> bytes | None:
+    """PNG of three panels; None without matplotlib.
 
     frozen: the tasks were fitted on another cohort; the first two panels, which are of it, say so.
     """
@@ -43,7 +44,7 @@ def draw_tasks(tasks: TaskSet, event_days: np.ndarray, frozen: bool = False) -> 
         fitted = ", as fitted" if frozen else ""
         _draw_ranking(figure, ranking, tasks, fitted)
         _draw_counts(counts, tasks, fitted)
-        _draw_times(times, tasks, event_days)
+        _draw_times(times, tasks, event_times)
         content = BytesIO()
         figure.savefig(content, format="png", dpi=110)
     return content.getvalue()
@@ -85,21 +86,21 @@ def _draw_counts(axes, tasks: TaskSet, fitted: str) -> None:
     axes.legend(facecolor="white", edgecolor="none", framealpha=1, loc="upper center", ncols=2)
 
 
-def _draw_times(axes, tasks: TaskSet, event_days: np.ndarray) -> None:
+def _draw_times(axes, tasks: TaskSet, event_times: EventTimes) -> None:
     """Bars count events per stretch of a logarithmic time axis; the lines are the bin edges of the model."""
     inner = tasks.bin_edges_days[1:-1]
     for edge in inner:
         axes.axvline(edge, color=INK, linewidth=1, linestyle="--")
-    if len(event_days):
-        # bins of equal width, of the logarithm: numpy sorts for others, ten times as long
-        count, edges = np.histogram(np.log(event_days), bins=60)
+    if len(event_times):
+        seen = np.flatnonzero(event_times.counts)
+        count, edges = np.histogram(np.log(event_times.edges[seen]), bins=60, weights=event_times.counts[seen])
         axes.stairs(count, np.exp(edges), fill=True, color=BLUE, alpha=0.75)
         axes.set_xscale("log")
         _plain_numbers(axes)
     written = ", ".join(f"{edge:,.0f}" if edge >= 10 else f"{edge:.2g}" for edge in inner)
     written = textwrap.fill(f"inner bin edges: {written}", EDGES_WIDTH)
     axes.set(xlabel=f"days from the scan\n{written}", ylabel="train events, all tasks")
-    axes.set_title(f"{len(event_days):,} event times, {tasks.num_bins} bins")
+    axes.set_title(f"{len(event_times):,} event times, {tasks.num_bins} bins")
 
 
 def _plain_numbers(axes) -> None:

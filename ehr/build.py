@@ -14,10 +14,9 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
 import polars as pl
 
-from ehr.bins import bin_edges, train_event_days
+from ehr.bins import EventTimes, bin_edges, train_event_times
 from ehr.cells import Closure
 from ehr.choice import all_patient_bits, excluded_codes, train_candidates
 from ehr.codes import CodeIndex, index_codes
@@ -47,7 +46,7 @@ class LabelResult:
     labels: pl.DataFrame  # schema.LABELS, in the order of the studies
     covariates: pl.DataFrame  # schema.COVARIATES, the same rows
     phenotypes: pl.DataFrame  # schema.PHENOTYPES
-    event_days: np.ndarray  # T of every event in the train rows' risk sets, all tasks together
+    event_times: EventTimes
     counts: dict  # cohort flow and what was dropped, for summary.json
 
 
@@ -64,7 +63,7 @@ def build_labels(
 
     studies: study_id, subject_id, study_time (us), date_only (bool), split. map_shards(function, items) -> results in
     item order; functions and items are picklable. fitted_on goes into the TaskSet as it is. scratch: an empty folder
-    that all workers see, for 9 to 25 bytes per event (None: a temporary one of this machine).
+    that all workers see, for 6 to 25 bytes per event (None: a temporary one of this machine).
     Raises ConfigError, IntegrityError or BadDataError (nothing left to label).
     """
     source = MedsSource(Path(ehr_folder), config.timezone, config.date_only)
@@ -93,13 +92,13 @@ def build_labels(
         rows = rows.with_columns(pl.col("study_id").set_sorted())  # who sorts again gets no copy of the lists
     labels = rows.select(pl.col(name).cast(dtype) for name, dtype in LABELS.items())
     _refuse_nothing(labels, chosen, task_counts)
-    event_days = train_event_days(labels, config.recurrence)
+    event_times = train_event_times(labels, config.recurrence)
     return LabelResult(
-        frozen if frozen is not None else _task_set(chosen, event_days, index, config, fitted_on),
+        frozen if frozen is not None else _task_set(chosen, event_times, index, config, fitted_on),
         labels,
         rows.select(list(COVARIATES)),
         phenotype_rows(outcome, told).select(pl.col(name).cast(dtype) for name, dtype in PHENOTYPES.items()),
-        event_days,
+        event_times,
         {
             "studies": _flow(studies, survey.subjects, labels) | {"subjects_without_study": len(survey.others)},
             "events": _event_counts(survey, counted),
@@ -206,7 +205,7 @@ def _assembled(counted: list[ShardCounts], studies: pl.DataFrame) -> tuple[pl.Da
 
 
 def _task_set(
-    chosen: pl.DataFrame, event_days: np.ndarray, index: CodeIndex, config: EhrConfig, fitted_on: dict
+    chosen: pl.DataFrame, event_times: EventTimes, index: CodeIndex, config: EhrConfig, fitted_on: dict
 ) -> TaskSet:
     named = chosen.join(index.names, on="code", how="left", maintain_order="left")
     named = named.join(index.candidates, on="code", how="left", maintain_order="left")
@@ -217,7 +216,7 @@ def _task_set(
     )  # fmt: skip
     return TaskSet(
         tasks=tuple(Task(**row) for row in table.iter_rows(named=True)),
-        bin_edges_days=bin_edges(event_days, config.num_bins),
+        bin_edges_days=bin_edges(event_times, config.num_bins),
         blackout_days=config.blackout_days,
         recurrence=config.recurrence,
         death_task=death,

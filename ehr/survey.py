@@ -18,7 +18,8 @@ from ehr.sources.meds import Batch, MedsSource
 from ehr.timeline import NEVER
 from ttepretrain.errors import declared_full_disk
 
-BYTES_TOGETHER = 4 << 20  # small files are surveyed together up to this size
+BYTES_TOGETHER = 4 << 20  # small files are spooled together up to this size
+BYTES_PER_ITEM = 16 << 20  # spools are made one after the other up to this size: each item costs Ray 6 ms of a core
 ROWS_PER_SHARD = 6_000_000  # about; 160 MB while a shard is labelled, more only for a single larger subject
 UNKNOWN, WANTED, TRAIN = 0, 1, 2  # kinds of subjects
 
@@ -54,18 +55,25 @@ class _Look:
     repeated: int  # rows that are equal to their predecessor
 
 
-def file_groups(source: MedsSource) -> list[list[tuple[int, str]]]:
-    """Files (number, name) to be surveyed together."""
+def file_groups(source: MedsSource) -> list[list[list[tuple[int, str]]]]:
+    """Items of `survey_files`: files (number, name) by spool."""
     files = list(enumerate(source.shards()))
     before = np.cumsum([0, *((source.folder / name).stat().st_size for _, name in files)])
-    return [list(group) for _, group in groupby(files, lambda file: before[file[0]] // BYTES_TOGETHER)]
+    groups = [list(group) for _, group in groupby(files, lambda file: before[file[0]] // BYTES_TOGETHER)]
+    return [list(item) for _, item in groupby(groups, lambda group: before[group[0][0]] // BYTES_PER_ITEM)]
 
 
-def survey_files(files: list[tuple[int, str]], source: MedsSource, subjects: pl.DataFrame, scratch: Path) -> Survey:
-    """Decodes the files and spools the events of the wanted subjects.
+def survey_files(
+    groups: list[list[tuple[int, str]]], source: MedsSource, subjects: pl.DataFrame, scratch: Path
+) -> Survey:
+    """Decodes the files and spools the events of the wanted subjects, each group into one spool.
 
     subjects: subject_id (ascending, unique), train. Raises what MedsSource.batches raises.
     """
+    return surveyed([_spooled(files, source, subjects, scratch) for files in groups])
+
+
+def _spooled(files: list[tuple[int, str]], source: MedsSource, subjects: pl.DataFrame, scratch: Path) -> Survey:
     ids, kinds = subjects["subject_id"].to_numpy(), WANTED + subjects["train"].to_numpy().astype(np.uint8)
     counts, looks, file_of, unsorted = dict.fromkeys(_COUNTS, 0), [], [], 0
     placeholders, number = [pl.Series("code", [], pl.String)], files[0][0]

@@ -14,6 +14,7 @@ from meds import LabelSchema
 from data.label_files import task_csv
 from data.meds_labels import write_meds_labels
 from data.task_figure import draw_tasks
+from ehr.bins import EventTimes
 from ehr.schema import PHENOTYPES
 from ttepretrain.tasks import Task, TaskSet
 
@@ -42,26 +43,26 @@ def test_tasks_csv_is_one_line_per_task_in_task_order_and_loses_no_digit():
 
 
 def test_the_picture_is_a_png_and_the_same_twice():
-    days = np.random.default_rng(0).exponential(100, 500) + 1
-    picture = draw_tasks(TASKS, days)
+    times = EventTimes([np.random.default_rng(0).exponential(100, 500) + 1])
+    picture = draw_tasks(TASKS, times)
     assert picture.startswith(b"\x89PNG")
-    assert picture == draw_tasks(TASKS, days)
+    assert picture == draw_tasks(TASKS, times)
 
 
 def test_the_picture_of_a_frozen_set_says_that_it_was_fitted_elsewhere():
-    days = np.array([7.0, 30.0])
-    assert draw_tasks(TASKS, days, frozen=True) != draw_tasks(TASKS, days)
+    times = EventTimes([np.array([7.0, 30.0])])
+    assert draw_tasks(TASKS, times, frozen=True) != draw_tasks(TASKS, times)
 
 
 @pytest.mark.parametrize("days", [np.array([]), np.array([7.0])])
 def test_few_tasks_and_few_events_are_drawn_too(days):
     death = dataclasses.replace(TASKS, tasks=TASKS.tasks[:1], bin_edges_days=(0.0, np.inf))
-    assert draw_tasks(death, days).startswith(b"\x89PNG")
+    assert draw_tasks(death, EventTimes([days])).startswith(b"\x89PNG")
 
 
 def test_without_matplotlib_there_is_no_picture(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert draw_tasks(TASKS, np.array([7.0])) is None
+    assert draw_tasks(TASKS, EventTimes([np.array([7.0])])) is None
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 import numpy as np
 import pytest
 
-from ehr.bins import bin_edges
+from ehr.bins import EventTimes, bin_edges
 from ehr.config import EhrConfig
 from ehr.followup import fixed_end_us
 from ttepretrain.errors import ConfigError
@@ -86,9 +86,9 @@ def test_cutoff_in_microseconds():
 
 
 def test_bins_are_percentiles_from_zero_to_infinity():
-    assert bin_edges(np.arange(1.0, 10.0), 8) == (0.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, np.inf)
+    assert bin_edges(EventTimes([np.arange(1.0, 10.0)]), 8) == (0.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, np.inf)
 
 
 def test_tied_edges_are_merged_and_no_event_or_one_bin_is_one_bin():
-    assert bin_edges(np.full(100, 7.0), 8) == (0.0, 7.0, np.inf)
-    assert bin_edges(np.array([]), 8) == bin_edges(np.arange(9.0), 1) == (0.0, np.inf)
+    assert bin_edges(EventTimes([np.full(100, 7.0)]), 8) == (0.0, 7.0, np.inf)
+    assert bin_edges(EventTimes([np.array([])]), 8) == bin_edges(EventTimes([np.arange(9.0)]), 1) == (0.0, np.inf)
