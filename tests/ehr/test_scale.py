@@ -89,12 +89,39 @@ def test_a_thousand_small_files_need_few_open_files(tmp_path, meds, label):
     assert meds.same(result, base)
 
 
-def test_files_are_surveyed_alone_from_a_size_on(tmp_path, meds, label, studies, monkeypatch):
+@pytest.mark.parametrize(
+    ("together", "per_item", "items"),
+    [(1 << 20, 1 << 20, [[3]]), (1, 1 << 20, [[1, 1, 1]]), (1, 1, [[1], [1], [1]])],
+    ids=["one spool", "a spool each", "a Ray task each"],
+)
+def test_labels_are_the_same_however_files_are_surveyed(
+    tmp_path, meds, label, studies, monkeypatch, together, per_item, items
+):
     folder = meds.write(tmp_path / "ehr", [ROWS[i::3] for i in range(3)])
-    together = label(folder, studies)
-    monkeypatch.setattr("ehr.survey.BYTES_TOGETHER", 1)
-    assert [len(group) for group in file_groups(MedsSource(folder))] == [1, 1, 1]
-    assert meds.same(label(folder, studies), together)
+    expected = label(folder, studies)
+    monkeypatch.setattr("ehr.survey.BYTES_TOGETHER", together)
+    monkeypatch.setattr("ehr.survey.BYTES_PER_ITEM", per_item)
+    assert [[len(group) for group in item] for item in file_groups(MedsSource(folder))] == items
+    assert meds.same(label(folder, studies), expected)
+
+
+@pytest.mark.parametrize("most", [0, 3], ids=["from the start", "in the middle of a spool"])
+def test_labels_are_the_same_when_there_are_more_codes_than_two_bytes_hold(
+    tmp_path, meds, label, studies, monkeypatch, most
+):
+    folder = meds.write(tmp_path / "ehr", [ROWS[i::3] for i in range(3)])
+    expected = label(folder, studies)
+    for module in ("ehr.loops", "ehr.scratch"):
+        monkeypatch.setattr(f"{module}.code_type", lambda num_codes: np.uint16 if num_codes <= most else np.int32)
+    assert meds.same(label(folder, studies), expected)
+
+
+def test_labels_are_the_same_however_many_rows_are_made_together(tmp_path, meds, label, studies, monkeypatch):
+    folder = meds.write(tmp_path / "ehr", [ROWS])
+    expected = label(folder, studies)
+    monkeypatch.setattr("ehr.labels.ROWS_TOGETHER", 1)
+    monkeypatch.setattr("ehr.bins.STEP", 1)
+    assert meds.same(label(folder, studies), expected)
 
 
 def test_every_flipped_bit_in_a_page_with_a_checksum_stops_the_run(tmp_path, meds, label, studies):
