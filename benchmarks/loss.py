@@ -7,8 +7,10 @@ ours       ttepretrain.survival.likelihood.nll_sum on the batch's sparse events
 head step  the head's forward pass, our loss, and the backward pass to the features and all of the head's weights
 
 Both start from labels on the device and end with dz from torch.autograd.grad, so that no gradient is copied. Repeats
-alternate between the two. Memory: on a CPU the sum of what the operators allocate less what they free again at its
-highest (torch.profiler), on CUDA the allocator's own peak; z itself is not counted.
+alternate between the two, and z is written anew before each, as the head does: it lies in the cache as far as it fits.
+Threads keep to their cores, as else two may share one for a whole run, by chance.
+Memory: on a CPU the sum of what the operators allocate less what they free again at its highest (torch.profiler), on
+CUDA the allocator's own peak; z itself is not counted.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import argparse
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable
 from datetime import date
@@ -63,8 +66,10 @@ def dense_nll(z_BTK: Tensor, time_BK: Tensor, event_BK: Tensor, edges: Tensor) -
     return (exposure_BTK * z_BTK.exp() - event_BTK * z_BTK).sum()
 
 
-def contestants(rows: int, tasks: int, events: int, device: str) -> dict[str, Callable[[], tuple[Tensor, ...]]]:
-    """Name -> (loss, gradients) of one call."""
+def contestants(
+    rows: int, tasks: int, events: int, device: str
+) -> tuple[Tensor, dict[str, Callable[[], tuple[Tensor, ...]]]]:
+    """z, and name -> (loss, gradients) of one call."""
     labels = labels_of(rows, tasks, events, seed=0)
     batch = Batch.collate(torch.zeros(rows, 1, 1, 1, dtype=torch.int16), torch.arange(rows), labels).to(device)
     time_BK, event_BK = (part.to(device) for part in dense_labels(labels, tasks))
@@ -87,7 +92,7 @@ def contestants(rows: int, tasks: int, events: int, device: str) -> dict[str, Ca
         nll, _cells = nll_sum(head(features_BF), batch, edges, BLACKOUT, "all")
         return nll, *torch.autograd.grad(nll, [features_BF, *head.parameters()])
 
-    return {"ours": ours, "dense": dense, "head step": head_step}
+    return z_BTK.detach(), {"ours": ours, "dense": dense, "head step": head_step}
 
 
 def difference(ours: tuple[Tensor, ...], dense: tuple[Tensor, ...]) -> dict[str, float]:
@@ -97,12 +102,13 @@ def difference(ours: tuple[Tensor, ...], dense: tuple[Tensor, ...]) -> dict[str,
     }
 
 
-def milliseconds(calls: dict[str, Callable], repeats: int, device: str) -> dict[str, dict[str, float]]:
+def milliseconds(z_BTK: Tensor, calls: dict[str, Callable], repeats: int, device: str) -> dict[str, dict[str, float]]:
     """Median, quartiles and minimum of every call, taken in turn."""
     wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for repeat in range(repeats + 3):
         for name, call in calls.items():
+            z_BTK.copy_(z_BTK.clone())
             wait()
             start = time.perf_counter()
             call()
@@ -148,8 +154,8 @@ def hardware(device: str) -> str:
 
 def measure(device: str, threads: int, size: argparse.Namespace) -> dict:
     torch.set_num_threads(threads)
-    calls = contestants(size.rows, size.tasks, size.events, device)
-    ms = milliseconds(calls, size.repeats, device)
+    z_BTK, calls = contestants(size.rows, size.tasks, size.events, device)
+    ms = milliseconds(z_BTK, calls, size.repeats, device)
     memory = {name: peak_bytes(calls[name], device) for name in ("ours", "dense")}
     return {
         "device": device,
@@ -201,4 +207,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    if os.environ.get("OMP_PROC_BIND") != "true":  # read when torch is imported
+        os.execve(sys.executable, [*sys.orig_argv], os.environ | {"OMP_PROC_BIND": "true"})
     main()
