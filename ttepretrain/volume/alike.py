@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 from itertools import groupby
@@ -65,14 +66,16 @@ def _occasion(places: Places) -> Iterator[tuple[str, Labels]]:
 def _numbering(places: Places) -> Iterator[tuple[str, Labels]]:
     """What may differ in a scan from one slice to the next, but does not alternate."""
     yield "AcquisitionNumber", _labels(places, lambda values: text(values, "AcquisitionNumber"))
-    storages = {_storage(values) for place in places for values in place}
-    for storage in storages:  # with the slope or the sign the intercept changes by rights
-        alike = [[values for values in place if _storage(values) == storage] for place in places]
+    storages = defaultdict(list)
+    for place in places:
+        here = defaultdict(list)
+        for values in place:
+            # with the slope or the sign the intercept changes by rights
+            here[text(values, "RescaleSlope"), text(values, "PixelRepresentation")].append(values)
+        for storage, pictures in here.items():
+            storages[storage].append(pictures)
+    for alike in storages.values():
         yield "RescaleIntercept", _clusters(_measured(alike, "RescaleIntercept"), 0.0)
-
-
-def _storage(values: Values) -> tuple[str, str]:
-    return text(values, "RescaleSlope"), text(values, "PixelRepresentation")
 
 
 def _labels(places: Places, said: Callable[[Values], str]) -> Labels:
