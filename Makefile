@@ -59,7 +59,7 @@ test: $(VENV)/.ready ## the whole suite, against the installed wheel; the source
 chaos: export TTE_CHAOS_KILLS ?= 20
 chaos: $(VENV)/.ready ## the long tests: many kills, many damaged files, every encoder and arm learning by heart
 	$(PY) -m pytest -n 0 tests/jobs/test_prepare_chaos.py
-	$(PY) -m pytest -n 0 -m chaos tests/ttepretrain/training/test_overfit.py
+	$(PY) -m pytest -n 0 -m chaos tests/jobs/test_overfit.py
 	$(PY) -m pytest -n 2 -m chaos tests/ttepretrain/volume/test_fuzz.py
 
 bench-gpu: $(VENV)/.ready ## measure every encoder on the GPU of this machine (docs/performance.md), its own tests first
@@ -78,4 +78,4 @@ lint: $(VENV)/.ready ## ruff
 	$(VENV)/bin/ruff format --check .
 
 clean: ## remove the environment and caches; never runs/
-	rm -rf $(VENV) .uv build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .uv build dist .pytest_cache .ruff_cache .hypothesis ehr/__pycache__/numba-*

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
-import ttepretrain
 from ttepretrain.embedder import Embedder
 from ttepretrain.errors import ConfigError, IntegrityError, LeakageError
+from ttepretrain.export_check import check_features, reference_features, versions
 from ttepretrain.export_folder import CHECKED, SCHEMA_VERSION, Export, previous_of, read_export, read_weights
 from ttepretrain.files import sha256_of, sync, write_json
 from ttepretrain.model_card import model_card
 from ttepretrain.models.config import ModelConfig
-from ttepretrain.models.encoder import build_encoder
+from ttepretrain.models.encoder import Encoder, build_encoder
 from ttepretrain.models.model import ScanModel, TTEModel, build_model
 from ttepretrain.models.weights import load_strict, refuse_not_finite
 from ttepretrain.tasks import TaskSet
@@ -52,7 +51,11 @@ def write_export(
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     # Not save_file: its files are readable by their owner alone, whatever the umask.
-    (new / "model.safetensors").write_bytes(save(_weights_of(model, arm), metadata={"format": "pt"}))
+    weights = _weights_of(model, arm)
+    (new / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
+    # Of the encoder as it will be loaded: on the CPU and in fp32, whatever it was trained on.
+    own = {name: tensor for name, tensor in weights.items() if name.startswith(ENCODER)}
+    reference_F = reference_features(_encoder_of(model_config, spec, own, "the model"), spec.windows)
     config = {
         "schema_version": SCHEMA_VERSION,
         "arm": arm,
@@ -61,7 +64,8 @@ def write_export(
         "feature_dim": model.encoder.feature_dim,
         "volume": spec.to_json(),
         "provenance": provenance,
-        "versions": {"ttepretrain": ttepretrain.__version__, "torch": torch.__version__, "monai": version("monai")},
+        "versions": versions(),
+        "reference_features": " ".join(f"{value:.7g}" for value in reference_F.tolist()),  # one line, not thousands
     }
     write_json(new / "config.json", config)
     _publishable(tasks, descriptions or provenance["synthetic"]).save(new / "tasks.json")
@@ -84,8 +88,8 @@ def refuse_small_counts(tasks: TaskSet, min_patients: int) -> None:
 
 
 def load_model(folder: Path | str) -> TTEModel:
-    """The exported model in eval mode, bit for bit. Raises IntegrityError unless every weight matches, and for another
-    preprocessing version.
+    """The exported model in eval mode, bit for bit. Raises IntegrityError unless every weight matches, for another
+    preprocessing version, and where MONAI or torch make other features of the same weights.
 
     Raises ConfigError for an export of an arm without hazards.
     """
@@ -95,7 +99,8 @@ def load_model(folder: Path | str) -> TTEModel:
     bias_TK = torch.zeros(export.tasks.num_bins, export.tasks.num_tasks)
     model = build_model(export.model, export.spec, bias_TK, seed=0)
     load_strict(model, read_weights(export), str(export.folder))
-    return model.eval()
+    check_features(model.eval().encoder, export)
+    return model
 
 
 def load_encoder(folder: Path | str, device: str = "cpu") -> Embedder:
@@ -103,10 +108,16 @@ def load_encoder(folder: Path | str, device: str = "cpu") -> Embedder:
     export = _read_current(folder)
     if export.arm == "tte":
         return Embedder(load_model(folder).encoder, export.spec, device)
-    encoder = build_encoder(export.model, export.spec.num_channels, seed=0, spacing_mm=export.spec.spacing_mm)
-    weights = {name.removeprefix(ENCODER): tensor for name, tensor in read_weights(export).items()}
-    load_strict(encoder, weights, str(export.folder))
+    encoder = _encoder_of(export.model, export.spec, read_weights(export), str(export.folder))
+    check_features(encoder, export)
     return Embedder(encoder, export.spec, device)
+
+
+def _encoder_of(config: ModelConfig, spec: VolumeSpec, weights: dict[str, Tensor], origin: str) -> Encoder:
+    config = dataclasses.replace(config, init="random")
+    encoder = build_encoder(config, spec.num_channels, seed=0, spacing_mm=spec.spacing_mm)
+    load_strict(encoder, {name.removeprefix(ENCODER): tensor for name, tensor in weights.items()}, origin)
+    return encoder.eval()
 
 
 def _read_current(folder: Path | str) -> Export:

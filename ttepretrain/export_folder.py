@@ -2,7 +2,7 @@
 
 export/
   model.safetensors   all weights, fp32; of an arm other than tte the encoder's alone
-  config.json         arm, encoder, head, volume spec, provenance, versions
+  config.json         arm, encoder, head, volume spec, provenance, versions, features of a reference volume
   tasks.json          TaskSet; descriptions of open vocabularies only, unless asked for
   manifest.json       sha256 of the three files above
   README.md           model card; not in the manifest, for the publisher completes it
@@ -42,7 +42,9 @@ class Export:
     tasks: TaskSet
     provenance: dict
     synthetic: bool
+    follow_up_days: float | None  # for which enough train subjects were followed; None: not told
     versions: dict[str, str]
+    reference_features: tuple[float, ...] | None  # export_check.py; None: an export from before they were told
     fingerprint: str  # sha256 of the manifest: equal only for equal weights, configuration and tasks
 
 
@@ -62,6 +64,7 @@ def read_export(folder: Path) -> Export:
             raise IntegrityError(
                 f"{folder}: schema_version {config['schema_version']}, this release reads {SCHEMA_VERSION}; update it"
             )
+        followed = config["provenance"].get("follow_up_days")
         return Export(
             folder=folder,
             arm=config.get("arm", "tte"),
@@ -72,13 +75,22 @@ def read_export(folder: Path) -> Export:
             tasks=TaskSet.load(folder / "tasks.json"),
             provenance=config["provenance"],
             synthetic=bool(config["provenance"]["synthetic"]),
+            follow_up_days=None if followed is None else float(followed),
             versions=config["versions"],
+            reference_features=_floats(config.get("reference_features"), config["feature_dim"]),
             fingerprint=hashlib.sha256(manifest).hexdigest(),
         )
     except OSError as error:
         raise IntegrityError(f"{folder} is no complete export: {Path(error.filename).name}: {error.strerror}") from None
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise IntegrityError(f"{folder} is no export: {error!r}") from None
+
+
+def _floats(text: str | None, count: int) -> tuple[float, ...] | None:
+    numbers = None if text is None else tuple(map(float, text.split()))
+    if numbers is not None and len(numbers) != count:
+        raise ValueError(f"reference_features has {len(numbers)} numbers for {count} features")
+    return numbers
 
 
 def read_weights(export: Export) -> dict[str, Tensor]:

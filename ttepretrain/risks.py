@@ -5,6 +5,7 @@ B scans, K tasks, T bins.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,6 +42,7 @@ def risk_of_scans(
 ) -> None:
     """Write the risk of every usable scan, task and horizon; the whole file appears at once.
 
+    Warns of a horizon beyond the follow-up of training.
     Raises ConfigError for a horizon inside the blackout or a code that is no task of the export.
     """
     export = read_export(folder)
@@ -49,6 +51,14 @@ def risk_of_scans(
     early = [days for days in horizons_days if days <= tasks.blackout_days]
     if early:
         raise ConfigError(f"--horizons must lie after the blackout of {tasks.blackout_days:g} days; got {early}")
+    followed = math.inf if export.follow_up_days is None else export.follow_up_days
+    late = [days for days in horizons_days if days > followed]
+    if late:
+        print(
+            f"warning: horizons {late} lie beyond the {followed:g} days for which enough subjects were "
+            "followed in training; these risks hold only if the last bin's hazards go on as they were",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
     if export.synthetic:
         print("warning: trained on synthetic data; these risks mean nothing for a patient", file=sys.stderr, flush=True)
     scans = find_scans(inputs)

@@ -103,6 +103,11 @@ def test_outputs_follow_the_contract(finished):
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step_00000008"]
     config = json.loads((folder / "export-last" / "config.json").read_text())
     assert (config["provenance"]["synthetic"], config["provenance"]["step"]) == (True, 8)
+    prepared = folder.parents[1] / "prepared"
+    keys = pl.read_parquet(prepared / "keys.parquet", columns=["study_id", "subject_key"])
+    train = pl.read_parquet(prepared / "labels.parquet").filter(split="train").join(keys, on="study_id")
+    longest = train.group_by("subject_key").agg(pl.col("censor_days").max())["censor_days"].sort(descending=True)
+    assert config["provenance"]["follow_up_days"] == int(longest[4])  # of ehr.min_patients = 5 subjects
     assert json.loads((folder / "provenance.json").read_text())["device"] == "cpu"
     assert len(tuning_losses(finished)) == 4  # the table, the fitted head, two epochs
 

@@ -14,7 +14,7 @@ import torch
 from ttepretrain import load_encoder
 from ttepretrain.cli import run
 from ttepretrain.errors import BadDataError, BadStudy, ConfigError, IntegrityError
-from ttepretrain.export import load_model
+from ttepretrain.export import load_model, write_export
 from ttepretrain.export_folder import read_export
 from ttepretrain.survival.curves import cumulative_incidence
 from ttepretrain.testing import write_tiny_export
@@ -216,6 +216,19 @@ def test_risk_is_the_models_cumulative_incidence(export, scans, tmp_path, capsys
             assert list(rows["task"]) == list(tasks.codes)
             np.testing.assert_allclose(rows["risk"], expected[0].numpy(), rtol=1e-4)
     assert [record["key"] for record in quarantine(output)] == ["bad.nii"]
+
+
+def test_risk_beyond_the_follow_up_of_training_warns_and_is_written(export, scans, tmp_path, capsys):
+    told = read_export(export)
+    says = told.provenance | {"follow_up_days": 400.0}
+    folder, output = tmp_path / "export", tmp_path / "risks.parquet"
+    write_export(folder, load_model(export), told.model, told.spec, told.tasks, says, min_patients=1)
+    command = ["risk", str(folder), str(scans / "a.nii.gz"), "-o", str(output)]
+    run([*command, "--horizons", "30,400"])
+    assert "lie beyond" not in capsys.readouterr().err
+    run([*command, "--horizons", "30,401,3650"])
+    assert "warning: horizons [401.0, 3650.0] lie beyond the 400 days for which enough" in capsys.readouterr().err
+    assert set(parquet.read_table(output)["horizon_days"].to_pylist()) == {30.0, 401.0, 3650.0}
 
 
 def test_risk_of_some_tasks_only_and_what_it_refuses(export, scans, tmp_path):

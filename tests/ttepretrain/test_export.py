@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save
+from torch import nn
 
 from ttepretrain import export as export_module
 from ttepretrain import load_encoder, load_model
@@ -20,6 +21,8 @@ from ttepretrain.export import write_export
 from ttepretrain.export_folder import read_export, read_weights
 from ttepretrain.files import sha256_of
 from ttepretrain.models.config import ModelConfig
+from ttepretrain.models.densenet import densenet121_trunk
+from ttepretrain.models.encoder import TRUNKS
 from ttepretrain.tasks import Task
 from ttepretrain.testing import random_task_set, write_tiny_export
 from ttepretrain.volume.spec import PREPROCESS_VERSION
@@ -52,6 +55,10 @@ def edit(folder, name: str, change) -> None:
     document = json.loads((folder / name).read_bytes())
     change(document)
     replace(folder, name, json.dumps(document).encode())
+
+
+def config_of(folder) -> dict:
+    return json.loads((folder / "config.json").read_bytes())
 
 
 def volume(seed: int = 0) -> torch.Tensor:
@@ -246,6 +253,59 @@ class TestDamage:
         for load in (load_encoder, load_model):  # the one embeds, the other tells risks
             with pytest.raises(IntegrityError, match="trained on preprocessing version 0"):
                 load(copy)
+
+
+class TestOtherLibraries:
+    """The network's code is not in the export: another MONAI or torch may build another network of the same weights."""
+
+    @pytest.fixture
+    def other_monai(self, monkeypatch):
+        """The same names and shapes, another slope below zero."""
+
+        def trunk(request):
+            trunk = densenet121_trunk(request)
+            for module in trunk.layers.modules():
+                if isinstance(module, nn.ReLU):
+                    module.__class__, module.negative_slope = nn.LeakyReLU, 0.01
+            return trunk
+
+        monkeypatch.setitem(TRUNKS, "densenet121", trunk)
+
+    @pytest.mark.usefixtures("other_monai")
+    def test_other_features_of_the_same_weights_are_refused_with_the_versions_to_install(self, written):
+        torch_said = re.escape(f"torch {torch.__version__} (here {torch.__version__})")
+        for load in (load_encoder, load_model):
+            with pytest.raises(IntegrityError, match=rf"differ by .* of their norm .* 0\.001 is allowed.*{torch_said}"):
+                load(written[0])
+
+    @pytest.mark.usefixtures("other_monai")
+    def test_exports_from_before_features_were_told_still_load(self, copy):
+        edit(copy, "config.json", lambda document: document.pop("reference_features"))
+        load_encoder(copy)
+        assert load_model(copy).encoder.feature_dim == 1024
+
+    def test_an_encoder_alone_is_checked_too(self, written, tmp_path, request):
+        rewrite(written[0], tmp_path / "export", arm="visit")
+        load_encoder(tmp_path / "export")
+        request.getfixturevalue("other_monai")
+        with pytest.raises(IntegrityError, match="install what it was exported with: ttepretrain"):
+            load_encoder(tmp_path / "export")
+
+    @pytest.mark.parametrize(("factor", "refused"), [(1 + 1e-4, False), (1 + 3e-3, True), (0.0, True)])
+    def test_rounding_is_allowed_and_no_more(self, copy, factor, refused):
+        features = [float(word) * factor for word in config_of(copy)["reference_features"].split()]
+        edit(copy, "config.json", lambda document: document.update(reference_features=" ".join(map(str, features))))
+        if not refused:
+            load_encoder(copy)
+            return
+        with pytest.raises(IntegrityError, match="features of the reference volume differ"):
+            load_encoder(copy)
+
+    @pytest.mark.parametrize("content", ["", "1 2 3", "a " * 1024, [0.5] * 1024, 7, "nan " * 1024])
+    def test_features_that_are_none_are_declared_errors(self, copy, content):
+        edit(copy, "config.json", lambda document: document.update(reference_features=content))
+        with pytest.raises(IntegrityError):
+            load_encoder(copy)
 
 
 class TestHostileWeights:

@@ -8,8 +8,9 @@ import pyarrow.parquet as parquet
 import pytest
 import torch
 
+from ttepretrain.errors import IntegrityError
 from ttepretrain.labels import LabelTable, Ragged
-from ttepretrain.testing import random_batch
+from ttepretrain.testing import random_batch, random_task_set
 
 ROWS = [  # study, subject, split, censor, {task: days}, history, visit
     ("b", 7, "train", 730.5, {0: 41.25, 5: 1.0 + 1e-6}, [1, 5], [1]),
@@ -56,6 +57,52 @@ def test_reading_gives_the_rows_in_float64(path):
     assert ids["study_id"].tolist() == ["b", "c", "a", "d"]
     assert ids["subject_id"].tolist() == [7, 7, 2**40, 1]
     assert ids["split"].tolist() == ["train", "train", "held_out", "tuning"]
+
+
+def rewritten(path, name: str, values: list) -> None:
+    """The column holds other values."""
+    table = parquet.read_table(path)
+    column = table.schema.get_field_index(name)
+    parquet.write_table(table.set_column(column, name, pa.array(values, table.schema.field(name).type)), path)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("task_index", [[0, 0], [], [3], []], "task_index must ascend within a row; got 0 a second time or late"),
+        ("task_index", [[5, 0], [], [3], []], "task_index must ascend within a row; got 0 a second"),
+        ("task_index", [[0, 6], [], [3], []], "task_index must be one of 6 tasks; got 6"),
+        ("task_index", [[-1, 5], [], [3], []], "task_index must be one of 6 tasks; got -1"),
+        ("task_index", [[0], [5], [3], []], "task_index and event_days differ in length"),
+        ("task_index", [[0, 5], None, [3], []], "task_index holds nulls"),
+        ("event_days", [[41.25, 1.0], [], [100.0], []], r"after the blackout of 1 days .* of 730\.5; got 1;"),
+        ("event_days", [[41.25, 1.5], [], [100.5], []], r"not after the row's censor_days of 100; got 100\.5"),
+        ("event_days", [[41.25, float("nan")], [], [100.0], []], r"of 730\.5; got nan"),
+        ("event_days", [[41.25, None], [], [100.0], []], "event_days holds nulls"),
+        ("history_index", [[1, 1], [], [0], [2]], "history_index must ascend within a row; got 1"),
+        ("history_index", [[1], [7], [0], [2]], "history_index must be one of 6 tasks; got 7"),
+        ("visit_index", [[1], [], [], [4, 3]], "visit_index must ascend within a row; got 3"),
+        ("censor_days", [730.5, 1.0, 100.0, 55.0], "censor_days must lie after the blackout of 1 days; got 1"),
+        ("censor_days", [730.5, float("inf"), 100.0, 55.0], "censor_days must lie after .*; got inf"),
+    ],
+)
+def test_labels_that_the_likelihood_would_count_wrongly_are_refused(path, name, values, message):
+    """Twice the same pair, an event in the blackout or after censoring, a task that is none."""
+    tasks = random_task_set(np.random.default_rng(0), 6)
+    LabelTable.read(path, tasks)
+    rewritten(path, name, values)
+    with pytest.raises(IntegrityError, match=rf"labels\.parquet: .*{message}.*run jobs\.prepare again$"):
+        LabelTable.read(path, tasks)
+
+
+def test_rows_may_begin_with_a_lower_task_than_the_row_before_ended_with(path):
+    rewritten(path, "history_index", [[4, 5], [], [0], [0, 1]])
+    assert lists(LabelTable.read(path)[0].history) == [[4, 5], [], [0], [0, 1]]
+
+
+def test_follow_up_is_that_of_enough_subjects_at_the_longest_of_their_studies(path):
+    labels, ids = LabelTable.read(path)
+    assert [labels.follow_up_days(ids["subject_id"], least) for least in (1, 2, 3, 9)] == [730, 100, 55, 55]
 
 
 @pytest.mark.parametrize("rows", [[2, 0], [1], [0, 0, 3], [], [3, 2, 1, 0]])

@@ -61,7 +61,7 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict]:
 def start_engine(model: nn.Module, ranks: Ranks, config: TrainConfig):
     """DeepSpeed engine around `model`. It updates fp32 weights; lower precision is the model's own autocast."""
     deepspeed = _import_deepspeed()
-    # fused: 21 ms for the 33 M parameters of a ResNet-18 on two cores, against 214 ms for foreach (November 2026).
+    # fused: on CPUs foreach takes several times as long.
     optimizer = torch.optim.AdamW(parameter_groups(model, config), lr=0.0, eps=EPSILON, fused=True)
     settings = {
         "train_batch_size": config.batch_size,

@@ -82,3 +82,19 @@ def test_a_kernel_of_equal_weights_becomes_zero_and_gets_no_gradient(level):
     assert (found == 0).all()
     (slope,) = torch.autograd.grad(found.sum(), network[1].weight)
     assert (slope == 0).all()
+
+
+# the compiler's own, of how it looks at our function
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_the_compiler_takes_a_network_of_standardised_kernels_as_one_graph():
+    """`compiled` of `make bench-gpu`: forward and backward as in eager mode, here without generated code."""
+    encoder = build_encoder(ModelConfig("resnet18", norm="group_ws"), in_channels=1, seed=0)
+    x_BCDHW = torch.rand(2, 1, 32, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    found = []
+    for run in (encoder.features, torch.compile(encoder.features, backend="aot_eager", fullgraph=True)):
+        encoder.zero_grad()
+        features_BF = run(x_BCDHW)
+        features_BF.square().sum().backward()
+        found.append([features_BF.detach(), *(weight.grad.clone() for weight in encoder.parameters())])
+    for eager, compiled in zip(*found):
+        torch.testing.assert_close(compiled, eager)
