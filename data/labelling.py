@@ -38,6 +38,7 @@ MapShards = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
 
 STAMP = "stages/labels.json"  # what the files below were made from
 SCRATCH = "stages/scratch"
+WRITERS = ("*label*.py", "records.py", "tables.py", "task_figure.py")  # of data/; what else the files depend on
 STUDY_COLUMNS = ("study_id", "subject_id", "study_time", "date_only", "split")
 
 
@@ -181,14 +182,17 @@ def _inputs(ehr, ontology, studies, config, fitted_on) -> dict[str, str]:
         "ontology": _folder_hash(ontology) if ontology is not None else "",
         "config": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
         "code": _folder_hash(REPOSITORY / "ehr", "*.py"),
-        "writers": _folder_hash(REPOSITORY / "data", "*label*.py"),
-        "records": sha256_of(REPOSITORY / "data" / "records.py"),
+        "writers": _hash(REPOSITORY / "data", [path for p in WRITERS for path in (REPOSITORY / "data").glob(p)]),
     }
 
 
 def _folder_hash(folder: Path, pattern: str = "*") -> str:
     """Hash over relative names and bytes of all files below a folder."""
-    files = sorted(path for path in folder.rglob(pattern) if path.is_file())
+    return _hash(folder, [path for path in folder.rglob(pattern) if path.is_file()])
+
+
+def _hash(folder: Path, files: list[Path]) -> str:
+    files = sorted(files)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:  # hashing lets other threads run
         hashes = threads.map(sha256_of, files)
     names = [path.relative_to(folder).as_posix() for path in files]

@@ -22,8 +22,10 @@ def write_meds_labels(folder: Path, phenotypes: pl.DataFrame, studies: pl.DataFr
     """
     shutil.rmtree(folder / FOLDER, ignore_errors=True)
     binary = phenotypes.filter((pl.col("kind") == "diagnosis") | pl.col("horizon_days").is_not_null())
-    rows = binary.join(studies, on="study_id", maintain_order="left").select(
-        "phenotype", "horizon_days", "subject_id", prediction_time="study_time", boolean_value="label"
+    rows = (
+        binary.join(studies, on="study_id", maintain_order="left")
+        .select("phenotype", "horizon_days", "subject_id", prediction_time="study_time", boolean_value="label")
+        .sort("phenotype", "horizon_days", "subject_id", "prediction_time", maintain_order=True)
     )
     names = []
     for (phenotype, horizon), part in rows.partition_by(

@@ -21,7 +21,6 @@ from ttepretrain.errors import BadStudy
 from ttepretrain.tasks import TaskSet
 from ttepretrain.volume.spec import VolumeSpec
 
-SCRATCH_BYTES = 25  # of an event, at most, while the labels are made (ehr.build)
 YEAR_DAYS = 365.25
 COLUMNS = ["study_id", "split", "censor_days", "event_days"]
 SEED = 0  # of the sample of scans
@@ -67,7 +66,7 @@ def label_plan(stage: LabelStage) -> dict:
         "phenotypes": answers(pl.read_parquet(stage.folder / "phenotypes.parquet"), labels),
         # covariates.parquet is written once more, with the scanner's half
         "bytes": sum((stage.folder / name).stat().st_size for name in (*stage.files, COVARIATES)),
-        "scratch_bytes": SCRATCH_BYTES * stage.counts["events"]["rows"],
+        "scratch_bytes": stage.counts["scratch_bytes"],
     }
 
 

@@ -29,6 +29,7 @@ from ehr.ontology import Ontology, read_ontology
 from ehr.phenotype_file import Phenotype, read_phenotypes, under
 from ehr.phenotypes import match_codes, phenotype_rows, rule_table
 from ehr.schema import ADMISSION, BIRTH, COVARIATES, DAY_US, DEATH, DISCHARGE, LABELS, PHENOTYPES, SEX
+from ehr.scratch import scratch_bytes
 from ehr.shard import Rules
 from ehr.sources.meds import MedsSource
 from ehr.survey import Survey, file_groups, plan_shards, survey_files, surveyed
@@ -63,7 +64,7 @@ def build_labels(
 
     studies: study_id, subject_id, study_time (us), date_only (bool), split. map_shards(function, items) -> results in
     item order; functions and items are picklable. fitted_on goes into the TaskSet as it is. scratch: an empty folder
-    that all workers see, for 6 to 25 bytes per event (None: a temporary one of this machine).
+    that all workers see, for 6 bytes per event and more (None: a temporary one of this machine).
     Raises ConfigError, IntegrityError or BadDataError (nothing left to label).
     """
     source = MedsSource(Path(ehr_folder), config.timezone, config.date_only)
@@ -86,6 +87,7 @@ def build_labels(
             chosen, task_counts = choose_tasks(candidates, excluded, rules.death, config, bits)
         else:
             chosen, task_counts = frozen_choice(frozen, index, excluded)
+        most_scratch = scratch_bytes(Path(folder))
         people, outcome = _assembled(counted, studies)
         rows = with_lists(people, Path(folder), shards, index.names["name"], chosen["code"].to_numpy())
     if rows["study_id"].is_sorted():
@@ -108,6 +110,7 @@ def build_labels(
             "phenotypes_without_rows": sorted(set(phenotypes) - set(told)),
             "phenotypes_unmatched": unmatched,
             "shards": len(shards),
+            "scratch_bytes": most_scratch,
         },
     )
 

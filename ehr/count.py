@@ -33,7 +33,7 @@ class ShardCounts:
 def count_shard(shard: Shard, rules: Rules) -> ShardCounts:
     """How many train subjects have each code, and how many of the train studies' risk sets an event of it.
 
-    Leaves the cells of the followed studies in a file for `labels.list_columns`.
+    Leaves the cells of the followed studies in files for `labels.with_lists`.
     """
     from ehr.loops import count_cells  # a worker's: the driver does without half a second of imports
 

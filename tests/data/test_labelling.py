@@ -34,12 +34,23 @@ def prepare(tmp_path):
     folder = tmp_path / "prepared"
     folder.mkdir()
 
-    def run(**config):
+    def run(studies=studies, folder=folder, **config):
         config = EhrConfig(phenotypes=str(tmp_path / "phenotypes.yaml"), min_events=1, min_patients=1, **config)
         fitted_on = {"hash": "", "count": 0}
         return make_labels(folder, tmp_path / "ehr", None, studies, config, fitted_on, lambda f, xs: [f(x) for x in xs])
 
+    run.studies = studies
     return run
+
+
+def test_the_order_of_the_study_table_changes_no_byte(prepare, tmp_path):
+    written = []
+    for name, studies in {"ascending": prepare.studies, "descending": prepare.studies.reverse()}.items():
+        (tmp_path / name).mkdir()
+        stage = prepare(studies, tmp_path / name)
+        written.append({file: (tmp_path / name / file).read_bytes() for file in stage.files[1:]})
+    assert written[0] == written[1]
+    assert pl.read_parquet(tmp_path / "descending" / "labels.parquet")["study_id"].to_list() == ["s1", "s4"]
 
 
 def test_phenotypes_and_exclusions_that_the_data_do_not_know_warn_on_every_run(prepare, caplog):

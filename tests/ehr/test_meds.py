@@ -3,11 +3,13 @@
 import random
 from datetime import date, datetime, timedelta
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
+from ehr.sources.meds import filled
 from ttepretrain.errors import BadDataError, ConfigError, DeclaredError, IntegrityError
 
 T0 = datetime(2150, 6, 1, 12)
@@ -159,12 +161,13 @@ def test_a_flipped_byte_is_a_declared_error_or_goes_unseen(tmp_path, studies, me
     assert stopped > 10
 
 
-def test_null_and_empty_codes_are_dropped_and_counted(tmp_path, meds, label, folder, studies):
+@pytest.mark.parametrize("codes", [[None], [""], [None, ""]], ids=["null", "empty", "both"])
+def test_null_and_empty_codes_are_dropped_and_counted(tmp_path, meds, label, folder, studies, codes):
     base = label(folder, studies)
-    dirty = meds.write(tmp_path / "dirty", [[*ROWS, (1, T0 + 90 * DAY, None), (1, T0 + 90 * DAY, "")]])
+    dirty = meds.write(tmp_path / "dirty", [[*ROWS, *((1, T0 + 90 * DAY, code) for code in codes)]])
     result = label(dirty, studies)
     assert meds.same(result, base)
-    assert result.counts["events"]["null_codes"] == 2
+    assert result.counts["events"]["null_codes"] == len(codes)
 
 
 def test_odd_codes_are_codes(tmp_path, meds, label, studies):
@@ -174,27 +177,44 @@ def test_odd_codes_are_codes(tmp_path, meds, label, studies):
     assert set(odd) <= set(label(meds.write(tmp_path / "ehr", [rows]), studies).tasks.codes)
 
 
-def test_placeholder_dates_are_dropped_and_counted(tmp_path, meds, label, folder, studies):
-    """Of year 1, 1900, 1970, 2099 and 9999; a birth at the epoch is a birth."""
+PLACEHOLDERS = [datetime(year, 1, 1) for year in (1, 1900, 1970, 2300, 9999)] + [datetime(2099, 12, 31)]
+
+
+@pytest.mark.parametrize("spikes", [*([spike] for spike in PLACEHOLDERS), PLACEHOLDERS], ids=[*"123456", "all"])
+def test_placeholder_dates_are_dropped_and_counted(tmp_path, meds, label, folder, studies, spikes):
     base = label(folder, studies)
-    spikes = [
-        datetime(1, 1, 1),
-        datetime(1900, 1, 1),
-        datetime(1970, 1, 1),
-        datetime(2099, 12, 31),
-        datetime(9999, 12, 31),
-    ]
     dirty = meds.write(tmp_path / "dirty", [[*ROWS, *((1, spike, "X/C") for spike in spikes)]])
     result = label(dirty, studies)
     assert meds.same(result, base)
-    assert result.counts["events"]["placeholder_dates"] == 5
-    assert result.counts["events"]["placeholder_codes"] == {"X/C": 5}
+    assert result.counts["events"]["placeholder_dates"] == len(spikes)
+    assert result.counts["events"]["placeholder_codes"] == {"X/C": len(spikes)}
+
+
+def test_the_last_time_there_is_is_a_placeholder_and_no_static_event(tmp_path, meds, label, folder, studies):
+    base = label(folder, studies)
+    dirty = meds.write(tmp_path / "dirty", [[*ROWS, (1, T0, "X/C")]])
+    table = parquet.read_table(dirty / "data" / "0.parquet")
+    times = [*table["time"].cast(pa.int64()).to_pylist()[:-1], np.iinfo(np.int64).max]
+    parquet.write_table(table.set_column(1, "time", pa.array(times, pa.timestamp("us"))), dirty / "data" / "0.parquet")
+    result = label(dirty, studies)
+    assert meds.same(result, base)
+    assert result.counts["events"]["placeholder_dates"] == 1
+
+
+@pytest.mark.parametrize("its", [slice(0, 40), slice(3, 40), slice(9, 17), slice(16, 16)])
+def test_numbers_of_a_part_of_a_column_are_those_of_the_part(its):
+    values = [None if k % 3 == 0 else k for k in range(40)]
+    expected = [-7 if value is None else min(value, 30) for value in values[its]]
+    assert filled(pa.array(values, pa.int64())[its], -7, 30).tolist() == expected
+
+
+def test_a_birth_at_the_epoch_is_a_birth(tmp_path, meds, label, studies):
     born = meds.write(tmp_path / "born", [[*ROWS, (1, datetime(1970, 1, 1), "MEDS_BIRTH")]])
     assert label(born, studies).covariates["age_years"][0] == pytest.approx(180.4, abs=0.1)
 
 
 def test_events_after_death_and_before_birth_are_counted(tmp_path, meds, label, studies):
-    rows = [*ROWS, (3, T0 + 29 * DAY, "MEDS_DEATH"), (2, T0 + 21 * DAY, "MEDS_BIRTH")]
+    rows = [*ROWS, (3, T0 + 29 * DAY, "MEDS_DEATH"), (2, T0 + 21 * DAY, "MEDS_BIRTH"), (3, None, "X/S")]
     events = label(meds.write(tmp_path / "ehr", [rows]), studies).counts["events"]
     assert (events["after_death"], events["before_birth"]) == (1, 1)
     rows += [(3, T0 + 33 * DAY, code) for code in ("X/A", "X/B", "X/C")]  # at one time

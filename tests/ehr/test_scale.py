@@ -16,7 +16,9 @@ import pyarrow.parquet as parquet
 import pytest
 
 from ehr.build import build_labels
+from ehr.cells import Cells, code_type
 from ehr.config import EhrConfig
+from ehr.scratch import read_stash, write_stash
 from ehr.sources.meds import MedsSource
 from ehr.survey import file_groups
 from ttepretrain.errors import IntegrityError, ResourceError
@@ -40,9 +42,10 @@ def studies(meds):
         "backwards within a subject": ([[ROWS[1], ROWS[0], *ROWS[2:]]], (1, 0, 0)),
         "a subject in two runs": ([[*ROWS[1:], ROWS[0]]], (1, 0, 0)),
         "two subjects in two files": ([ROWS[::2], ROWS[1::2]], (0, 2, 0)),
+        "static behind timed": ([[*ROWS[:3], ROWS[4], ROWS[3], *ROWS[5:]]], (1, 0, 0)),
         "rows twice": ([[row for row in ROWS for _ in range(2)]], (0, 0, 7)),
     }.values(),
-    ids=["ordered", "by-time", "backwards", "two-runs", "two-files", "twice"],
+    ids=["ordered", "by-time", "backwards", "two-runs", "two-files", "static", "twice"],
 )
 def test_disorder_is_counted_and_changes_nothing(tmp_path, meds, label, studies, files, counted):
     base = label(meds.write(tmp_path / "base", [ROWS]), studies)
@@ -116,6 +119,22 @@ def test_labels_are_the_same_when_there_are_more_codes_than_two_bytes_hold(
     assert meds.same(label(folder, studies), expected)
 
 
+def test_codes_take_two_bytes_as_long_as_they_fit():
+    assert [code_type(num_codes) for num_codes in (0, 65_536, 65_537)] == [np.uint16, np.uint16, np.int32]
+
+
+@pytest.mark.parametrize("part", ["cell_count", "cell_timed", "cell_code", "cell_state", "cell_days"])
+def test_scratch_that_changed_between_the_passes_is_noticed(tmp_path, part):
+    counts = np.array([2, 1]), np.array([1, 1])
+    cells = Cells(*counts, np.arange(3, dtype=np.uint16), np.full(3, 17, np.uint8), np.ones(2))
+    write_stash(tmp_path, 0, cells)
+    assert all(map(np.array_equal, read_stash(tmp_path, 0, 3), cells))
+    path = tmp_path / f".0.{part}.tmp"
+    path.write_bytes(path.read_bytes()[: -cells._asdict()[part.removeprefix("cell_")].itemsize])
+    with pytest.raises(IntegrityError, match="scratch files changed"):
+        read_stash(tmp_path, 0, 3)
+
+
 def test_labels_are_the_same_however_many_rows_are_made_together(tmp_path, meds, label, studies, monkeypatch):
     folder = meds.write(tmp_path / "ehr", [ROWS])
     expected = label(folder, studies)
@@ -175,6 +194,7 @@ import json, sys
 from pathlib import Path
 import polars as pl
 from ehr.build import build_labels
+from ehr.cells import Cells, code_type
 from ehr.config import EhrConfig
 folder, phenotypes = sys.argv[1:]
 studies = pl.read_parquet(folder + "/studies.parquet")
