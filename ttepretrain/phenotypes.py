@@ -17,12 +17,11 @@ from ttepretrain.tasks import Task, TaskSet
 
 
 @dataclass(frozen=True)
-class TimedPhenotypes:
-    """The phenotypes whose days at risk begin on the same day."""
+class TimedPhenotype:
+    """One phenotype as time to event: it has days at risk of its own, from its own start to its own end."""
 
-    columns: np.ndarray  # int64: which of the P
-    labels: LabelTable  # R rows; a pair that is not at risk is its row's history
-    tasks: TaskSet  # the bins of the run; blackout_days: that day
+    labels: LabelTable  # R rows of one task; a study that is not at risk is its history
+    tasks: TaskSet  # that task, the bins of the run; blackout_days: the start
 
 
 @dataclass(frozen=True)
@@ -80,8 +79,8 @@ class PhenotypeTable:
             event_RP=self.event_RP[:, happens_P],
         )
 
-    def timed(self, start_days: Mapping[str, float], train_rank: np.ndarray, tasks: TaskSet) -> list[TimedPhenotypes]:
-        """The P phenotypes by the day from which they count: start_days, where it names one later than the blackout.
+    def timed(self, start_days: Mapping[str, float], train_rank: np.ndarray, tasks: TaskSet) -> list[TimedPhenotype]:
+        """The P phenotypes; each counts from start_days, where it names a day later than the blackout.
 
         Bins of `tasks`, rates of the train studies. ConfigError for an event that is not after its phenotype's day.
         """
@@ -90,25 +89,24 @@ class PhenotypeTable:
         if early_P.any():
             raise ConfigError(
                 f"ehr.phenotypes: {', '.join(self.phenotypes[early_P])} happened before start_days in "
-                "phenotypes.parquet, which was prepared with another start; run jobs.prepare with this configuration"
+                "phenotypes.parquet: it was prepared with another start, or a label table has such rows; run "
+                "jobs.prepare with this configuration, without them"
             )
-        columns = (np.flatnonzero(start_P == start) for start in np.unique(start_P))
-        return [self._timed(of_start, float(start_P[of_start[0]]), train_rank, tasks) for of_start in columns]
+        return [self._timed(column, float(start), train_rank, tasks) for column, start in enumerate(start_P)]
 
-    def _timed(self, columns: np.ndarray, start: float, train_rank: np.ndarray, tasks: TaskSet) -> TimedPhenotypes:
-        days_RP, event_RP = self.days_RP[:, columns], self.event_RP[:, columns]
+    def _timed(self, column: int, start: float, train_rank: np.ndarray, tasks: TaskSet) -> TimedPhenotype:
+        days_R, event_R = self.days_RP[:, column], self.event_RP[:, column]
+        at_risk_R = ~np.isnan(days_R)
         labels = LabelTable(
-            censor_days=self.censor_days_R,
-            events=Ragged.of_mask(event_RP),
-            event_days=days_RP[event_RP],
-            history=Ragged.of_mask(np.isnan(days_RP)),
-            visit=Ragged.of_mask(np.zeros_like(event_RP)),
+            censor_days=np.where(at_risk_R, days_R, self.censor_days_R),  # a label table's end need not be the records'
+            events=Ragged.of_mask(event_R[:, None]),
+            event_days=days_R[event_R],
+            history=Ragged.of_mask(~at_risk_R[:, None]),
+            visit=Ragged.of_mask(np.zeros((len(days_R), 1), bool)),
         )
-        events_P = event_RP[train_rank].sum(0)
-        at_risk_P = np.nansum(np.maximum(days_RP[train_rank] - start, 0), axis=0)
-        own = tuple(
-            Task(str(name), "", np.nan, np.nan, int(events), int(events), float(events / days))
-            for name, events, days in zip(self.phenotypes[columns], events_P, at_risk_P)
+        events = int(event_R[train_rank].sum())
+        days = float(np.nansum(np.maximum(days_R[train_rank] - start, 0)))
+        own = (Task(str(self.phenotypes[column]), "", np.nan, np.nan, events, events, events / days),)
+        return TimedPhenotype(
+            labels, replace(tasks, tasks=own, recurrence="incident", death_task=None, blackout_days=start)
         )
-        of_start = replace(tasks, tasks=own, recurrence="incident", death_task=None, blackout_days=start)
-        return TimedPhenotypes(columns, labels, of_start)

@@ -35,7 +35,7 @@ def check_alike(places: Places) -> tuple[Flag, ...]:
     if _days_between({text(values, "AcquisitionDate") for place in places for values in place}) > 1:
         raise BadStudy(Reason.MIXED_GEOMETRY, "slices of several days in one series")
     protocol, occasion = list(_protocol(places)), list(_occasion(places))
-    thickness = _clusters(_measured(places, "SliceThickness"), EVEN_MM, THICKNESS_FRACTION)
+    thickness = _clusters(_positive(places, "SliceThickness"), EVEN_MM, THICKNESS_FRACTION)
     for keyword, labels in [*protocol, ("SliceThickness", thickness)]:
         if any(length < RUN_GAPS for _, length in _stretches(labels)[1:-1]):
             raise _mixed(keyword)
@@ -43,7 +43,8 @@ def check_alike(places: Places) -> tuple[Flag, ...]:
         if _returns(_stretches(labels)) >= RETURNS:
             raise _mixed(keyword)
     changes = any(len(_stretches(labels)) > 1 for _, labels in [*protocol, *occasion])
-    return (Flag.MIXED_PROTOCOL,) if changes else ()
+    flags = (Flag.MIXED_PROTOCOL,) if changes else ()
+    return (*flags, Flag.RESCALE_VARIES) if _rescale_varies(places) else flags
 
 
 def _mixed(keyword: str) -> BadStudy:
@@ -52,7 +53,7 @@ def _mixed(keyword: str) -> BadStudy:
 
 def _protocol(places: Places) -> Iterator[tuple[str, Labels]]:
     yield "ConvolutionKernel", _labels(places, lambda values: text(values, "ConvolutionKernel").upper())
-    yield "KVP", _clusters(_measured(places, "KVP"), EVEN_MM)
+    yield "KVP", _clusters(_positive(places, "KVP"), EVEN_MM)
 
 
 def _occasion(places: Places) -> Iterator[tuple[str, Labels]]:
@@ -85,6 +86,21 @@ def _labels(places: Places, said: Callable[[Values], str]) -> Labels:
 def _measured(places: Places, keyword: str) -> list[list[float]]:
     """The numbers said at each place."""
     return [[number for values in place for number in _number(values, keyword)] for place in places]
+
+
+def _positive(places: Places, keyword: str) -> list[list[float]]:
+    """The same without zeros, which stand where a value was taken out."""
+    return [[number for number in place if number > 0] for place in _measured(places, keyword)]
+
+
+def _rescale_varies(places: Places) -> bool:
+    """Whether slope or intercept change among pictures of one sign."""
+    scales = {
+        (text(values, "PixelRepresentation"), *_number(values, "RescaleSlope"), *_number(values, "RescaleIntercept"))
+        for place in places
+        for values in place
+    }
+    return len(scales) > len({sign for sign, *_ in scales})
 
 
 def _clusters(numbers: list[list[float]], slack: float, fraction: float = 0.0) -> Labels:

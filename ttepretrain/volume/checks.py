@@ -59,6 +59,9 @@ class Flag(StrEnum):
     OBJECTS_SKIPPED = "objects_skipped"  # reports, raw data or screens under the series' own UID
     DAMAGED_BESIDE = "damaged_beside"  # the image is a file, and unreadable ones in its folder may be of this series
     MIXED_PROTOCOL = "mixed_protocol"  # kernel, kV and the like change along the stack: regions, or scans end to end
+    RESCALE_VARIES = "rescale_varies"  # slope or intercept differ among slices of one sign
+    CONSTANT_SLICE = "constant_slice"  # every pixel of a slice has one value, not those of all others
+    REPEATED_SLICE = "repeated_slice"  # two positions, one picture
     OTHER_SERIES = "other_series"  # further CT series in the folder were not read
     OTHER_PHASES = "other_phases"  # the series passes its positions several times; one pass was read
     LOSSY = "lossy"

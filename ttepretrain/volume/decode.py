@@ -25,11 +25,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from pydicom.encaps import generate_frames
 from pydicom.pixels import get_decoder
 
 from ttepretrain.errors import BadStudy
 from ttepretrain.volume.checks import Reason
-from ttepretrain.volume.syntaxes import DECODERS, DEFLATED
+from ttepretrain.volume.syntaxes import DECODERS, DEFLATED, ENCAPSULATED
 
 CPU_SECONDS_PER_PICTURE = 30.0  # of the processor: on an overloaded machine a sound picture takes many times as long
 SECONDS_PER_PICTURE = 300.0  # on the wall's clock, for what neither computes nor ends
@@ -37,6 +38,7 @@ MEMORY_BYTES = 2**30  # beyond what the process holds when it starts
 FRAME, REFUSED, FAILED = 0, 1, 2
 REQUEST, REPLY = struct.Struct("<Q"), struct.Struct("<BQ")
 INFLATE_BYTES = 2**20  # at a time
+END_OF_IMAGE = b"\xff\xd9"  # of every codestream of the JPEG family
 NO_DECODER = "no decoder for this transfer syntax; most are read where ttepretrain[codecs] is installed"
 
 
@@ -103,9 +105,11 @@ def _timed(frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
     while True:
         for clock, seconds in limits.items():
             signal.setitimer(clock, seconds)
-        frame_HW = next(frames, None)
-        for clock in limits:
-            signal.setitimer(clock, 0)
+        try:
+            frame_HW = next(frames, None)
+        finally:  # a refusal too: an armed clock would end the process while it waits for the next study
+            for clock in limits:
+                signal.setitimer(clock, 0)
         if frame_HW is None:
             return
         yield frame_HW
@@ -127,6 +131,9 @@ def _decoded(handle: BinaryIO, coded: CodedFile) -> Iterator[np.ndarray]:
     if not installed:
         raise BadStudy(Reason.UNSUPPORTED_SYNTAX, NO_DECODER)
     handle.seek(coded.at)
+    if coded.syntax.startswith(ENCAPSULATED):
+        _check_ends(handle, coded.frames)
+        handle.seek(coded.at)
     frames = decoder.iter_array(
         handle,
         indices=range(coded.frames),
@@ -143,6 +150,13 @@ def _decoded(handle: BinaryIO, coded: CodedFile) -> Iterator[np.ndarray]:
     )
     for frame_HW, _ in frames:
         yield frame_HW
+
+
+def _check_ends(handle: BinaryIO, frames: int) -> None:
+    """BadStudy where a codestream stops before its end: decoders make up the rest, and say nothing."""
+    for codestream in generate_frames(handle, number_of_frames=frames):
+        if not codestream.rstrip(b"\0\xff").endswith(END_OF_IMAGE):  # what follows is padding
+            raise BadStudy(Reason.UNREADABLE, "a compressed picture ends early")
 
 
 def _inflated(handle: BinaryIO, coded: CodedFile) -> Iterator[np.ndarray]:

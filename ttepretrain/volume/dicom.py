@@ -31,6 +31,7 @@ from ttepretrain.volume.whole import (
     LeftOut,
     Skipped,
     check_none_left_out,
+    check_none_lost,
     lost_slices,
     refuse_lost,
     refuse_without_pictures,
@@ -102,22 +103,22 @@ def _choose(
     series = defaultdict(list)
     for picture in found:
         series[text(picture.values, "SeriesInstanceUID")].append(picture)
-    lost, flags = list(lost_slices(found, skipped)), ()
+    lost = lost_slices(found, skipped)
     if path.is_file():
         own = next((picture for picture in found if picture.header.file == path), None)
         if own is None:
             raise BadStudy(skipped[path].reason, "the file itself is not a slice of a CT series")
-        if lost and len(series) > 1:  # they may be of any of them
-            lost, flags = [], (Flag.DAMAGED_BESIDE,)
         uid = text(own.values, "SeriesInstanceUID")
         series, wanted = {uid: series[uid]}, replace(wanted, series_uid=wanted.series_uid or uid)
-    refuse_lost(lost)
+    values = {uid: [picture.values for picture in members] for uid, members in series.items()}
+    if not found or wanted.series_uid not in (None, *series):  # what is asked for may be what was lost
+        refuse_lost(lost)
     if not found:
         refuse_without_pictures(skipped)
-    values = {uid: [picture.values for picture in members] for uid, members in series.items()}
-    uid, series_flags = choose_series(values, reading, wanted)
+    uid, flags = choose_series(values, reading, wanted)
+    flags = check_none_lost(uid, found, lost, path) + flags
     check_identity(values[uid], wanted)
-    flags += series_flags + check_none_left_out(series[uid], skipped)
+    flags += check_none_left_out(series[uid], skipped)
     check_concatenations(series[uid])
     members, phase_flags = one_phase(series[uid], reading.phase, path)
     return members, flags + phase_flags

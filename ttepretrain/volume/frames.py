@@ -90,6 +90,8 @@ def _check_file(header: Header) -> None:
     values = header.values
     if header.storage_class == DIRECTORY_CLASS:
         raise BadStudy(Reason.NOT_IMAGE, "a DICOMDIR")
+    if header.damage is not None:
+        raise header.damage
     if not has_readable_header(header.syntax):
         raise BadStudy(Reason.UNSUPPORTED_SYNTAX, "unknown transfer syntax")
     sop_class = text(values, "SOPClassUID")

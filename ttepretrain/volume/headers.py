@@ -47,6 +47,7 @@ class Header:
     body_at: int  # first byte behind the meta information
     pixels_at: int | None  # first byte of the pixels' value; counted in the inflated body where deflated; None: none
     pixels_length: int  # bytes; 0xFFFFFFFF where undefined, as for compressed pixels
+    damage: BadStudy | None = None  # of all behind the meta information, which alone was read then
 
 
 @contextmanager
@@ -69,7 +70,7 @@ class HeaderReader:
         self._known: dict[tuple, Any] = {}
 
     def read(self, file: Path) -> Header:
-        """The file's header; BadStudy with its reason where there is none to be read."""
+        """The file's header; BadStudy with its reason where not even its meta information can be read."""
         with file.open("rb") as handle:
             try:
                 read_preamble(handle, force=False)
@@ -86,6 +87,15 @@ class HeaderReader:
         body_at = handle.tell()
         if not has_readable_header(syntax):
             return Header(file, syntax, storage_class, {}, body_at, None, 0)
+        try:
+            with declared_damage():
+                values, pixels_at, pixels_length = self._body(handle, syntax, body_at)
+        except BadStudy as damage:
+            return Header(file, syntax, storage_class, {}, body_at, None, 0, damage)
+        return Header(file, syntax, storage_class, values, body_at, pixels_at, pixels_length)
+
+    def _body(self, handle: BinaryIO, syntax: str, body_at: int) -> tuple[dict[str, Any], int | None, int]:
+        """Values, where the pixels' value begins, and its length."""
         body, start = handle, 0
         if syntax == DEFLATED:
             deflated = handle.read(MAX_HEADER_BYTES)
@@ -114,7 +124,7 @@ class HeaderReader:
         charset = dataset.original_character_set
         elements = ((KEYWORDS.get(int(element.tag)), element) for element in dataset.values())
         values = {keyword: self._value(keyword, element, charset) for keyword, element in elements if keyword}
-        return Header(file, syntax, storage_class, values, body_at, pixels_at, pixels_length)
+        return values, pixels_at, pixels_length
 
     def _value(self, keyword: str, element: RawDataElement | DataElement, charset: str | list[str]) -> Any:
         if isinstance(element, DataElement):

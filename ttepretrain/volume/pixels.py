@@ -54,9 +54,25 @@ def read_stack(stack: Stack, pictures: Sequence[Picture]) -> tuple[np.ndarray, t
         if not np.array_equal(hu_DHW[d], hu_HW.astype(hu_DHW.dtype)):
             raise BadStudy(Reason.DUPLICATE_SLICE, "two different slices at one position")
         flags = (Flag.DUPLICATE_DROPPED,)
+    flags += _suspicious(hu_DHW)
     if Flag.UNEVEN_SPACING in stack.flags:
         hu_DHW = _interpolate(hu_DHW, stack.offsets_mm, stack.grid_mm)
     return hu_DHW, flags
+
+
+def _suspicious(hu_DHW: np.ndarray) -> tuple[Flag, ...]:
+    """Flags of slices without a picture, and of one picture at two positions."""
+    seen: dict[bytes, np.ndarray] = {}
+    constant, repeated = 0, False
+    for hu_HW in hu_DHW:
+        if hu_HW.min() == hu_HW.max():
+            constant += 1
+            continue
+        row = hu_HW[len(hu_HW) // 2].tobytes()  # compared first, since all pairs of slices are many
+        repeated |= row in seen and np.array_equal(seen[row], hu_HW)
+        seen[row] = hu_HW
+    flags = (Flag.CONSTANT_SLICE,) if 0 < constant < len(hu_DHW) else ()
+    return (*flags, Flag.REPEATED_SLICE) if repeated else flags
 
 
 def to_hu(stored_HW: np.ndarray, storage: Storage) -> np.ndarray:

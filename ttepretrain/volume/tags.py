@@ -29,6 +29,7 @@ TAGS = """
     Manufacturer ConvolutionKernel KVP ContrastBolusAgent SliceThickness
     SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence
 """.split()  # noqa: SIM905  a table of names reads better than a list of strings
+UNSAID = ("anonymized", "anonymised", "anonymous", "none", "unknown")  # in the place of a manufacturer
 VENDORS = "canon fujifilm ge hitachi neusoft philips samsung siemens toshiba uih".split()  # noqa: SIM905
 KERNEL_NAMES = "STANDARD SOFT LUNG BONE BONEPLUS DETAIL EDGE CHST STND STD+ SMOOTH SHARP".split()  # noqa: SIM905
 
@@ -109,7 +110,9 @@ def texts(values: Values, keyword: str) -> list[str]:
 def vendor(values: Values) -> str:
     """One of VENDORS where the manufacturer is, else what is said, in small letters; "" where nothing is."""
     maker = text(values, "Manufacturer").lower()
-    return next((name for name in VENDORS if re.search(rf"\b{name}\b", maker)), maker)
+    if maker in UNSAID:
+        return ""
+    return next((name for name in VENDORS if re.search(rf"(?<![a-z0-9]){name}(?![a-z0-9])", maker)), maker)
 
 
 def acquisition(values: Values) -> dict[str, str | float | bool | None]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ttepretrain.errors import BadStudy
@@ -31,29 +31,50 @@ class LeftOut:
 Skipped = Mapping[Path, LeftOut]
 
 
-def lost_slices(found: Sequence[Picture], skipped: Skipped) -> Iterator[Reason]:
-    """Of every file that may have been a slice of whichever series, since it can no longer be read, what it suffers.
+def lost_slices(found: Sequence[Picture], skipped: Skipped) -> Skipped:
+    """Every file that may have been a slice of whichever series, since it can no longer be read, and what it suffers.
 
     A file without the DICOM marker counts where it is named as the slices are: it has their suffix or, where they have
     none, a digit in its name and nothing but zeros where the marker should be.
     """
     classes = _classes(found)
     suffixes = {_suffix(file) for file in {picture.header.file for picture in found}}
+    lost = {}
     for file, left in skipped.items():
         if left.reason in (*DAMAGED, Reason.UNSUPPORTED_SYNTAX) and _may_be_slice(left, classes):
-            yield left.reason
+            lost[file] = left
         elif left.reason == Reason.NOT_DICOM and not file.name.startswith(".") and _suffix(file) in suffixes:
             blank = _is_blank(file)
             if _suffix(file) or (blank and any(letter.isdigit() for letter in file.name)):
-                yield Reason.TRUNCATED if blank else Reason.UNREADABLE
+                lost[file] = replace(left, reason=Reason.TRUNCATED if blank else Reason.UNREADABLE)
+    return lost
 
 
-def refuse_lost(lost: Sequence[Reason]) -> None:
+def refuse_lost(lost: Skipped) -> None:
     """BadStudy with what the user can do most about."""
-    if Reason.UNSUPPORTED_SYNTAX in lost:
+    reasons = [left.reason for left in lost.values()]
+    if Reason.UNSUPPORTED_SYNTAX in reasons:
         raise BadStudy(Reason.UNSUPPORTED_SYNTAX, NO_DECODER)
-    if lost:
-        raise BadStudy(lost[0], "a damaged DICOM file among the slices; nothing says that it is not one of them")
+    if reasons:
+        raise BadStudy(reasons[0], "a damaged DICOM file among the slices; nothing says that it is not one of them")
+
+
+def check_none_lost(uid: str, found: Sequence[Picture], lost: Skipped, named: Path) -> tuple[Flag, ...]:
+    """BadStudy where a lost slice may be of the series `uid`: by its own UID, or, where that is unknown, by its folder.
+
+    Flagged where slices of other series lie in that folder and none of this one, or where the path names one file of a
+    folder of several series.
+    """
+    own, others = (
+        {picture.header.file.parent for picture in found if (text(picture.values, "SeriesInstanceUID") == uid) == mine}
+        for mine in (True, False)
+    )
+    elsewhere = others - (set() if named.is_file() else own)
+    # of a file that was cut within its UID the beginning is left
+    ours = {file: left for file, left in lost.items() if uid.startswith(left.series_uid)}
+    beside = {file for file, left in ours.items() if not (uid and left.series_uid == uid) and file.parent in elsewhere}
+    refuse_lost({file: left for file, left in ours.items() if file not in beside})
+    return (Flag.DAMAGED_BESIDE,) if beside else ()
 
 
 def check_none_left_out(series: Sequence[Picture], skipped: Skipped) -> tuple[Flag, ...]:

@@ -1,6 +1,7 @@
 """The arms' losses against float64 loops written apart, and the same whatever the number of ranks."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -18,6 +19,7 @@ from ttepretrain.testing import (
     tiny_encoder,
 )
 from ttepretrain.training.config import ARMS, TrainConfig
+from ttepretrain.training.objectives.mtl import Phenotypes
 from ttepretrain.training.objectives.ssl import BLOCKS, hidden_blocks
 
 ROWS, TRAIN, TASKS = 12, 9, 5
@@ -112,6 +114,22 @@ def test_mtl_is_the_likelihood_of_every_known_outcome(objective_on):
     loss, cells = objective.loss_sum(output, target)
     assert loss.item() == pytest.approx(expected, rel=1e-6)
     assert cells.item() == counted
+
+
+def test_mtl_follows_each_phenotype_for_its_own_time(objective_on):
+    """Label tables may end before the records of a study, and after them."""
+    objective, _, tasks, batch = exam("mtl", objective_on)
+    rng = np.random.default_rng(4)
+    days_RP = objective.table.days_RP * rng.choice([0.6, 3], objective.table.days_RP.shape)
+    event_RP = objective.table.event_RP & (days_RP > MORTALITY_START)
+    table = replace(objective.table, days_RP=days_RP, event_RP=event_RP)
+    starts = {"edema": 1.0, "mortality": MORTALITY_START}
+    other = Phenotypes(objective.model, table, table.timed(starts, np.arange(TRAIN), tasks))
+    assert (event_RP & (days_RP > table.censor_days_R[:, None])).any()
+    output = torch.zeros(ROWS, 2).double(), torch.full((ROWS, tasks.num_bins, 2), -6.0).double()
+    _, target = other.example(batch.volume_BDHW, batch.study_rank_B, batch)
+    loss, cells = other.loss_sum(output, target)
+    assert (loss.item(), cells.item()) == pytest.approx(slow_mtl(*output, table, tasks), rel=1e-6)
 
 
 def test_first_losses_are_those_of_the_base_rates(objective_on):

@@ -72,6 +72,11 @@ def test_two_machines_or_days_are_refused_wherever_they_meet(tmp_path, chest, wr
         ("ConvolutionKernel", ["B30f", None, "B30f"] * 4),  # partly anonymised
         ("KVP", ["120", "120.0", None] * 4),
         ("Manufacturer", ["SIEMENS", "Siemens Healthineers"] * 6),
+        ("Manufacturer", ["SIEMENS", "ANONYMIZED", "Anonymous", "NONE", "Unknown", "SIEMENS"] * 2),
+        ("Manufacturer", ["TOSHIBA_MEC", "TOSHIBA"] * 6),
+        ("Manufacturer", ["CANON_MEC", "Canon Medical Systems"] * 6),
+        ("KVP", [120, 0, 120] * 4),
+        ("SliceThickness", [5.0, 0, 5.0] * 4),
         ("AcquisitionDate", ["20200101", "20200102", ""] * 4),
         ("ConvolutionKernel", [None] * 12),
         ("Manufacturer", ["SIEMENS", None, "Siemens"] * 4),
@@ -104,7 +109,7 @@ def test_thousands_of_slices_of_their_own_slopes_are_compared_at_once():
     """A file has up to 20,000 frames, each with what it likes."""
     places = [[{"RescaleSlope": 1 + d / 1000, "RescaleIntercept": d, "AcquisitionNumber": d}] for d in range(20_000)]
     start = time.process_time()
-    assert check_alike(places) == ()
+    assert check_alike(places) == (Flag.RESCALE_VARIES,)
     assert time.process_time() - start < 10
 
 
@@ -191,3 +196,34 @@ def test_scans_of_one_hour_on_two_days_are_flagged(tmp_path, chest, write_series
 def test_one_protocol_is_not_flagged(tmp_path, chest, write_series, keyword, values):
     write(tmp_path, chest, write_series, values, keyword)
     assert read_dicom(tmp_path).flags == ()
+
+
+A_OR_B = {
+    "third": ("ImageType", (["ORIGINAL", "PRIMARY", "AXIAL"], ["ORIGINAL", "PRIMARY", "HELICAL"])),
+    "fourth": ("ImageType", (["ORIGINAL", "PRIMARY", "AXIAL", "A"], ["ORIGINAL", "PRIMARY", "AXIAL", "B"])),
+    "hour": ("AcquisitionTime", ("100000", "110000")),
+    "more": ("AcquisitionTime", ("100000", "110100")),
+    "number": ("AcquisitionNumber", (1, 2)),
+}
+
+
+@pytest.mark.parametrize(
+    ("which", "pattern", "refused"),
+    [
+        ("third", "ABABABABAB", True),
+        ("fourth", "ABABABABAB", False),
+        ("hour", "ABABABABAB", False),
+        ("more", "ABABABABAB", True),
+        ("number", "AAAABAAAABAAAA", False),  # two returns
+        ("number", "AAAABAAAABAAAABAAAA", True),
+        ("number", "AAAABBBBAAAABBBBAAAA", False),  # regions
+    ],
+)
+def test_where_two_scans_begin(which, pattern, refused):
+    keyword, pair = A_OR_B[which]
+    places = [[{keyword: pair["AB".index(letter)]}] for letter in pattern]
+    if refused:
+        with pytest.raises(BadStudy, match="MIXED_GEOMETRY"):
+            check_alike(places)
+    else:
+        assert check_alike(places) == ()

@@ -25,6 +25,7 @@ FAULTS = {
     "segfault": "decode._decoded = lambda handle, coded: ctypes.string_at(0)",
     "abort": "decode._decoded = lambda handle, coded: os.abort()",
     "loop": "decode.CPU_SECONDS_PER_PICTURE = .3; decode._decoded = lambda handle, coded: any(itertools.repeat(0))",
+    "impatient": "decode.SECONDS_PER_PICTURE = .5",
     "hang": "decode.SECONDS_PER_PICTURE = .3; decode._decoded = lambda handle, coded: time.sleep(1000)",
     "slow": "decode.CPU_SECONDS_PER_PICTURE = .3; decode._decoded = lambda h, c: (time.sleep(.4), sound(h, c))[1]",
     "memory": "decode._decoded = lambda handle, coded: bytearray(3 << 30)",
@@ -168,6 +169,20 @@ def test_a_damaged_slice_ends_neither_the_child_nor_its_order(rle, chest):
     whole = file.read_bytes()
     file.write_bytes(whole[:-900])
     assert reason_of(rle) in (Reason.UNREADABLE, Reason.TRUNCATED)
+    file.write_bytes(whole)
+    np.testing.assert_array_equal(read_dicom(rle).hu_DHW, chest[0])
+    assert children() == before
+
+
+def test_a_refusal_stops_the_clock(rle, chest, broken):
+    """A child that waits for the next study longer than a picture may take is there when it comes."""
+    broken("impatient")
+    file = sorted(rle.iterdir())[5]
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-900])
+    assert reason_of(rle) in (Reason.UNREADABLE, Reason.TRUNCATED)
+    before = children()
+    time.sleep(0.7)
     file.write_bytes(whole)
     np.testing.assert_array_equal(read_dicom(rle).hu_DHW, chest[0])
     assert children() == before

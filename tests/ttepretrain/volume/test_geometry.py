@@ -26,6 +26,7 @@ ANGLES = [(0, 0, 0), (21, -13, 8), (-35, 5, 40), (90, 0, 0), (3, 88, -2)]
 def marked(shape=SHAPE, marker=MARKER) -> np.ndarray:
     hu_DHW = np.full(shape, -1000, np.int16)
     hu_DHW[tuple(slice(n // 5, -n // 5) for n in shape)] = 40
+    hu_DHW[:, 0, 0] -= np.arange(1, len(hu_DHW) + 1, dtype=np.int16)  # no slice is another, or of one value
     hu_DHW[marker] = 2500
     return hu_DHW
 

@@ -4,7 +4,7 @@ B studies, Q yes-or-no outcomes (phenotype at a horizon, or a diagnosis), P phen
 
     loss = sum over known answers of the cross-entropy  +  piecewise-exponential NLL of the P phenotypes
 
-Days at risk of a phenotype begin at its own start, where that is later than the blackout.
+Days at risk of a phenotype begin at its own start, where that is later than the blackout, and end with its own time.
 Both are negative log-likelihoods, added as they are, over the number of answers plus the (study, phenotype, bin) cells.
 """
 
@@ -20,7 +20,7 @@ from torch.nn import functional
 from ttepretrain.batch import Batch
 from ttepretrain.models.head import FactorisedHead
 from ttepretrain.models.model import ScanModel
-from ttepretrain.phenotypes import PhenotypeTable, TimedPhenotypes
+from ttepretrain.phenotypes import PhenotypeTable, TimedPhenotype
 from ttepretrain.survival.likelihood import nll_sum
 from ttepretrain.survival.prefit import bias_table
 from ttepretrain.training.distributed import Ranks
@@ -46,8 +46,8 @@ class Phenotypes(Objective):
     unit = "negative log-likelihood per answer or (study, phenotype, bin)"
     reference = "base rates alone"
 
-    def __init__(self, model: ScanModel, table: PhenotypeTable, timed: Sequence[TimedPhenotypes]):
-        """timed: the table's phenotypes, each in one of them."""
+    def __init__(self, model: ScanModel, table: PhenotypeTable, timed: Sequence[TimedPhenotype]):
+        """timed: the table's phenotypes in their order."""
         super().__init__(model)
         self.table, self.timed = table, timed
 
@@ -64,11 +64,10 @@ class Phenotypes(Objective):
         known_BQ = ~label_BQ.isnan()
         entropy_BQ = functional.binary_cross_entropy_with_logits(logit_BQ, label_BQ.nan_to_num(), reduction="none")
         loss, cells = (entropy_BQ * known_BQ).sum(), known_BQ.sum()
-        for part, batch in zip(self.timed, timed):
-            columns, tasks = torch.from_numpy(part.columns).to(log_hazard_BTP.device), part.tasks
-            z_BTP = log_hazard_BTP.index_select(2, columns)
+        for column, (phenotype, batch) in enumerate(zip(self.timed, timed)):
+            tasks, z_BT1 = phenotype.tasks, log_hazard_BTP[:, :, column : column + 1]
             # Studies not at risk of a phenotype are its history, and left out as incident tasks leave theirs.
-            nll, pairs = nll_sum(z_BTP, batch, tasks.bin_edges_days, tasks.blackout_days, tasks.recurrence)
+            nll, pairs = nll_sum(z_BT1, batch, tasks.bin_edges_days, tasks.blackout_days, tasks.recurrence)
             loss, cells = loss + nll, cells + pairs
         return loss, cells
 
@@ -77,9 +76,6 @@ class Phenotypes(Objective):
         return False
 
 
-def hazard_table(timed: Sequence[TimedPhenotypes], train_rank: np.ndarray) -> np.ndarray:
+def hazard_table(timed: Sequence[TimedPhenotype], train_rank: np.ndarray) -> np.ndarray:
     """Float32 [T, P]: the log hazards that the train studies start from."""
-    bias_TP = np.empty((timed[0].tasks.num_bins, sum(len(part.columns) for part in timed)), np.float32)
-    for part in timed:
-        bias_TP[:, part.columns] = bias_table(part.labels.take(train_rank), part.tasks)
-    return bias_TP
+    return np.concatenate([bias_table(each.labels.take(train_rank), each.tasks) for each in timed], axis=1)
