@@ -48,7 +48,7 @@ def objective_of(config: RunConfig, train: PreparedStudies) -> Objective:
     timed = table.timed(phenotype_starts(config.ehr), train.study_rank, train.tasks)
     known = table.label_RQ[train.study_rank]
     answers = head(log_odds((known == 1).sum(0), (known == 0).sum(0))[None])
-    hazards = head(hazard_table(timed, train.study_rank))
+    hazards = head(hazard_table(timed, train.study_rank, train.tasks.num_bins))
     return Phenotypes(ScanModel(encoder, PhenotypeHead(answers, hazards), spec.windows), table, timed)
 
 

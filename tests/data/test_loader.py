@@ -18,6 +18,7 @@ from data.prepare import PreparedVolume
 from data.prepared import volume_table, write_manifest
 from data.tables import write_parquet
 from ttepretrain.errors import ConfigError, IntegrityError
+from ttepretrain.tasks import TaskSet
 from ttepretrain.testing import random_labels, random_task_set
 from ttepretrain.volume.spec import VolumeSpec
 
@@ -103,6 +104,19 @@ def equal(first, second):
 
 
 # --- studies
+
+
+def test_labels_that_the_likelihood_cannot_take_are_refused(own_copy):
+    """By the rules of the task set: an event inside its blackout."""
+    blackout_days = TaskSet.load(own_copy / "tasks.json").blackout_days
+    labels = pl.read_parquet(own_copy / "labels.parquet")
+    early = pl.lit([blackout_days]).alias("event_days"), pl.lit([0], pl.List(pl.Int32)).alias("task_index")
+    labels = pl.concat([labels[:1].with_columns(early), labels[1:]])
+    write_parquet(labels, own_copy / "labels.parquet")
+    names = ["tasks.json", "labels.parquet", "volumes.parquet", "keys.parquet"]
+    write_manifest(own_copy, names, pl.read_parquet(own_copy / "volumes.parquet"), SPEC)
+    with pytest.raises(IntegrityError, match="event_days must lie after the blackout"):
+        PreparedStudies.open(own_copy, "train")
 
 
 def test_a_split_holds_its_studies_with_labels_and_a_volume_in_the_order_of_their_ids(train, prepared):

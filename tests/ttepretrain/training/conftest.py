@@ -139,7 +139,7 @@ def objective_on(
     timed = table.timed({"mortality": MORTALITY_START}, rows, tasks)
     known = table.label_RQ[rows]
     answers = head(log_odds((known == 1).sum(0), (known == 0).sum(0))[None])
-    hazards = head(hazard_table(timed, rows))
+    hazards = head(hazard_table(timed, rows, tasks.num_bins))
     return Phenotypes(ScanModel(encoder, PhenotypeHead(answers, hazards), (TINY_WINDOW,)), table, timed)
 
 

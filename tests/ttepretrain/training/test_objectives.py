@@ -19,7 +19,7 @@ from ttepretrain.testing import (
     tiny_encoder,
 )
 from ttepretrain.training.config import ARMS, TrainConfig
-from ttepretrain.training.objectives.mtl import Phenotypes
+from ttepretrain.training.objectives.mtl import Phenotypes, hazard_table
 from ttepretrain.training.objectives.ssl import BLOCKS, hidden_blocks
 
 ROWS, TRAIN, TASKS = 12, 9, 5
@@ -127,6 +127,19 @@ def test_mtl_follows_each_phenotype_for_its_own_time(objective_on):
     other = Phenotypes(objective.model, table, table.timed(starts, np.arange(TRAIN), tasks))
     assert (event_RP & (days_RP > table.censor_days_R[:, None])).any()
     output = torch.zeros(ROWS, 2).double(), torch.full((ROWS, tasks.num_bins, 2), -6.0).double()
+    _, target = other.example(batch.volume_BDHW, batch.study_rank_B, batch)
+    loss, cells = other.loss_sum(output, target)
+    assert (loss.item(), cells.item()) == pytest.approx(slow_mtl(*output, table, tasks), rel=1e-6)
+
+
+def test_mtl_learns_answers_alone_where_no_phenotype_has_times(objective_on):
+    objective, _, tasks, batch = exam("mtl", objective_on)
+    table = objective.table
+    table = replace(table, **{name: getattr(table, name)[..., :0] for name in ("phenotypes", "days_RP", "event_RP")})
+    timed = table.timed({}, np.arange(TRAIN), tasks)
+    hazards_BT0 = torch.from_numpy(hazard_table(timed, np.arange(TRAIN), tasks.num_bins)).expand(ROWS, -1, -1)
+    output = torch.zeros(ROWS, 2).double(), hazards_BT0
+    other = Phenotypes(objective.model, table, timed)
     _, target = other.example(batch.volume_BDHW, batch.study_rank_B, batch)
     loss, cells = other.loss_sum(output, target)
     assert (loss.item(), cells.item()) == pytest.approx(slow_mtl(*output, table, tasks), rel=1e-6)

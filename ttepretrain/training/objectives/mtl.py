@@ -76,6 +76,7 @@ class Phenotypes(Objective):
         return False
 
 
-def hazard_table(timed: Sequence[TimedPhenotype], train_rank: np.ndarray) -> np.ndarray:
-    """Float32 [T, P]: the log hazards that the train studies start from."""
-    return np.concatenate([bias_table(each.labels.take(train_rank), each.tasks) for each in timed], axis=1)
+def hazard_table(timed: Sequence[TimedPhenotype], train_rank: np.ndarray, num_bins: int) -> np.ndarray:
+    """Float32 [T, P]: the log hazards that the train studies start from. P may be 0."""
+    columns = (bias_table(each.labels.take(train_rank), each.tasks) for each in timed)
+    return np.concatenate([np.empty((num_bins, 0), np.float32), *columns], axis=1)
