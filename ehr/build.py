@@ -90,15 +90,13 @@ def build_labels(
         most_scratch = scratch_bytes(Path(folder))
         people, outcome = _assembled(counted, studies)
         rows = with_lists(people, Path(folder), shards, index.names["name"], chosen["code"].to_numpy())
-    if rows["study_id"].is_sorted():
-        rows = rows.with_columns(pl.col("study_id").set_sorted())  # who sorts again gets no copy of the lists
-    labels = rows.select(pl.col(name).cast(dtype) for name, dtype in LABELS.items())
+    labels, covariates = _tables(rows)
     _refuse_nothing(labels, chosen, task_counts)
     event_times = train_event_times(labels, config.recurrence)
     return LabelResult(
         frozen if frozen is not None else _task_set(chosen, event_times, index, config, fitted_on),
         labels,
-        rows.select(list(COVARIATES)),
+        covariates,
         phenotype_rows(outcome, told).select(pl.col(name).cast(dtype) for name, dtype in PHENOTYPES.items()),
         event_times,
         {
@@ -205,6 +203,13 @@ def _assembled(counted: list[ShardCounts], studies: pl.DataFrame) -> tuple[pl.Da
         pl.concat([getattr(part, name) for part in counted]).sort(keys).join(ids, on="study", maintain_order="left")
         for name, keys in (("people", ["study"]), ("outcomes", ["study", "phenotype"]))
     )
+
+
+def _tables(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """schema.LABELS and schema.COVARIATES of the same rows."""
+    if rows["study_id"].is_sorted():
+        rows = rows.with_columns(pl.col("study_id").set_sorted())  # who sorts again gets no copy of the lists
+    return rows.select(pl.col(name).cast(dtype) for name, dtype in LABELS.items()), rows.select(list(COVARIATES))
 
 
 def _task_set(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import gdcm
 import nibabel
 import numpy as np
 import pytest
@@ -218,3 +219,22 @@ def geometry():
 @pytest.fixture(scope="session")
 def write_series():
     return write_dicom_series
+
+
+@pytest.fixture
+def recode() -> Callable:
+    """Function: (file, gdcm transfer syntax) rewrites the file in it, by another library's encoders."""
+
+    def run(file: Path, syntax: int) -> None:
+        reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
+        reader.SetFileName(str(file))
+        assert reader.Read()
+        change.SetTransferSyntax(gdcm.TransferSyntax(syntax))
+        change.SetInput(reader.GetImage())
+        assert change.Change()
+        writer.SetFile(reader.GetFile())
+        writer.SetImage(change.GetOutput())
+        writer.SetFileName(str(file))
+        assert writer.Write()
+
+    return run
