@@ -78,4 +78,4 @@ lint: $(VENV)/.ready ## ruff
 	$(VENV)/bin/ruff format --check .
 
 clean: ## remove the environment and caches; never runs/
-	rm -rf $(VENV) .uv build dist .pytest_cache .ruff_cache .hypothesis ehr/__pycache__/numba-*
+	rm -rf $(VENV) .uv build dist .pytest_cache .ruff_cache .hypothesis ehr/passes/__pycache__/numba-*

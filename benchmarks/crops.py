@@ -16,7 +16,7 @@ CROP_DHW = (64, 96, 96)  # at most; elsewhere 2/5 of the grid
 
 def crops(studies, monai, drop_caches: Callable[[], None], repeats: int) -> dict:
     """Medians over `repeats` crops of every volume at random places, from the disk and from the page cache."""
-    from data.cache import read_crop
+    from data.volumes.cache import read_crop
 
     grid_DHW = studies.spec.shape_DHW
     size_DHW = tuple(min(crop, size * 2 // 5) for crop, size in zip(CROP_DHW, grid_DHW))

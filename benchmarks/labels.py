@@ -4,7 +4,7 @@
     python -m benchmarks.labels --subjects 19402     the whole of INSPECT's size, 225 M events, once
 
 scan     polars decodes subject_id, time and code of every file with as many threads as there are workers
-labels   data.labelling.make_labels over Ray workers that run already: input hashes, all passes, all files written
+labels   data.labels.stage.make_labels over Ray workers that run already: input hashes, all passes, all files written
 objects  the published design (benchmarks/objects.py), on a stated sample of CTs, on one core
 
 Seconds are of the clock; cpu_seconds of all processes together, which other work on the machine disturbs less.
@@ -164,7 +164,7 @@ def scan(ehr: Path) -> dict:
 
 def run_labels(folder: Path, studies: pl.DataFrame, subjects: int) -> dict:
     """One run from nothing, with the time of each pass and each process's own peak memory."""
-    from data.labelling import make_labels
+    from data.labels.stage import make_labels
     from ehr.config import EhrConfig
 
     share = min(1.0, subjects / WHOLE)  # of the default thresholds, so that a small size has as many tasks

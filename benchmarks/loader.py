@@ -2,7 +2,7 @@
 
     python -m benchmarks.loader                         24 synthetic CTs, three repeats: two minutes
 
-ours     data.loader.BatchLoader: read, checksum, decompress, int16 batch (pinned and copied ahead where there is CUDA)
+ours     data.batches.loader.BatchLoader: read, checksum, decompress, int16 batch (pinned and copied ahead on CUDA)
 monai    PersistentDataset of the same volumes as float32 (torch.save), DataLoader with as many worker processes
 cold     every cached file is dropped from the page cache before the epoch; warm: all are in it
 crop     a box out of one volume (benchmarks/crops.py)
@@ -103,7 +103,7 @@ def synthetic_volumes(spec: VolumeSpec, num: int) -> list[np.ndarray]:
 
 def write_ours(folder: Path, volumes: Sequence[np.ndarray], spec: VolumeSpec):
     """PreparedStudies of these volumes, with labels of chance."""
-    from data.loader import PreparedStudies
+    from data.batches.loader import PreparedStudies
     from ttepretrain.testing import random_labels, random_task_set
 
     folder.mkdir()
@@ -117,7 +117,7 @@ def write_ours(folder: Path, volumes: Sequence[np.ndarray], spec: VolumeSpec):
 
 
 def write_cached(path: Path, hu_DHW: np.ndarray, spec: VolumeSpec) -> str:
-    from data.cache import VolumeRecord, hash_voxels, write_volume
+    from data.volumes.cache import VolumeRecord, hash_voxels, write_volume
 
     geometry = [list(hu_DHW.shape), list(spec.spacing_mm), [0.0] * 16]
     return write_volume(path, hu_DHW, VolumeRecord(*geometry, [], {}, [1.0] * 3, "", hash_voxels(hu_DHW)))
@@ -148,7 +148,7 @@ def write_monai(folder: Path, volumes: Sequence[np.ndarray]):
 def _ours(studies, batch_size: int, workers: int, device: str) -> Iterable:
     import torch
 
-    from data.loader import BatchLoader
+    from data.batches.loader import BatchLoader
 
     loader = BatchLoader(studies, batch_size, seed=0, threads=workers, device=torch.device(device))
     return (batch.to(device).volume_BDHW for batch in loader)

@@ -23,8 +23,8 @@ REAL = {  # place below the folder of fixtures
 
 def write_scans(folder: Path, shape_DHW: tuple[int, int, int], seed: int = 0) -> dict[str, Path]:
     """One phantom of this size as an uncompressed DICOM series and as a .nii.gz."""
-    from data.cohort.images import Identity, write_image
-    from data.cohort.scanner import Acquisition
+    from data.cohort.paint.images import Identity, write_image
+    from data.cohort.paint.scanner import Acquisition
 
     hu_DHW, affine, spacing_mm = phantom(shape_DHW, seed)
     acquisition = Acquisition(
@@ -42,10 +42,10 @@ def phantom(shape_DHW: tuple[int, int, int], seed: int) -> tuple[np.ndarray, np.
     """int16 HU, affine to RAS mm, spacing: anatomy drawn at a quarter of the resolution, noise at the whole of it."""
     import torch
 
-    from data.cohort.latents import BIOMARKERS
-    from data.cohort.patient import draw_patient
-    from data.cohort.phantom import render
-    from data.cohort.scanner import COVERAGE_MM, FIELD_OF_VIEW_MM
+    from data.cohort.exam import BIOMARKERS
+    from data.cohort.paint.patient import draw_patient
+    from data.cohort.paint.phantom import render
+    from data.cohort.paint.scanner import COVERAGE_MM, FIELD_OF_VIEW_MM
 
     rng = np.random.default_rng(seed)
     patient = draw_patient(rng, rng.random(len(BIOMARKERS)), female=bool(seed % 2))

@@ -2,7 +2,7 @@
 
     python -m benchmarks.volumes                        300 x 512 x 512, three repeats: two minutes
 
-ours     data.prepare.prepare_study: hash, decode, checks, resampling, checksum, cache file on disk
+ours     data.volumes.prepare_study.prepare_study: hash, decode, checks, resampling, checksum, cache file on disk
 monai    LoadImage, Orientation, Spacing, ScaleIntensityRange, ResizeWithPadOrCrop to float32 in memory; no file
 cpu      processor time with that of decoding children: what counts where other work runs beside
 """
@@ -64,7 +64,7 @@ def _options() -> argparse.Namespace:
 
 def compare(scan: Path, folder: Path, spec: VolumeSpec, repeats: int) -> dict:
     """Seconds of both, taken in turns after one unmeasured round that also warms the page cache."""
-    from data.prepare import PreparedVolume, prepare_study
+    from data.volumes.prepare_study import PreparedVolume, prepare_study
 
     pipeline = monai_pipeline(spec)
     sizes = []

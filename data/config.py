@@ -9,7 +9,7 @@ from ttepretrain.config import require, require_choice
 
 @dataclass
 class CohortConfig:
-    """The synthetic cohort. The sizes themselves are frozen in data/cohort/latents.py."""
+    """The synthetic cohort. The sizes themselves are frozen in data/cohort/exam.py."""
 
     size: str = "default"  # tiny | default
     seed: int = 0

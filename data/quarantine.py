@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 
 import polars as pl
 
+from ttepretrain.commands.scans import most_bad
 from ttepretrain.errors import BadDataError
-from ttepretrain.scans import most_bad
 
 SCHEMA = {"study_id": pl.String, "stage": pl.String, "code": pl.String, "detail": pl.String}
 

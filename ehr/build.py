@@ -16,24 +16,24 @@ from tempfile import TemporaryDirectory
 
 import polars as pl
 
-from ehr.bins import EventTimes, bin_edges, train_event_times
-from ehr.cells import Closure
-from ehr.choice import all_patient_bits, excluded_codes, train_candidates
-from ehr.codes import CodeIndex, index_codes
+from ehr.choice.bins import EventTimes, bin_edges, train_event_times
+from ehr.choice.choice import all_patient_bits, excluded_codes, train_candidates
+from ehr.choice.frozen import frozen_choice, frozen_tasks
+from ehr.choice.tasks import choose_tasks
+from ehr.codes.codes import CodeIndex, index_codes
+from ehr.codes.ontology import Ontology, read_ontology
 from ehr.config import EhrConfig
-from ehr.count import ShardCounts, count_shard
 from ehr.followup import fixed_end_us, outside, read_periods, with_period_end
-from ehr.frozen import frozen_choice, frozen_tasks
 from ehr.labels import with_lists
-from ehr.ontology import Ontology, read_ontology
+from ehr.passes.cells import Closure
+from ehr.passes.count import ShardCounts, count_shard
+from ehr.passes.scratch import scratch_bytes
+from ehr.passes.shard import Rules
+from ehr.passes.survey import Survey, file_groups, plan_shards, survey_files, surveyed
 from ehr.phenotype_file import Phenotype, read_phenotypes, under
 from ehr.phenotypes import match_codes, phenotype_rows, rule_table
 from ehr.schema import ADMISSION, BIRTH, COVARIATES, DAY_US, DEATH, DISCHARGE, LABELS, PHENOTYPES, SEX
-from ehr.scratch import scratch_bytes
-from ehr.shard import Rules
 from ehr.sources.meds import MedsSource
-from ehr.survey import Survey, file_groups, plan_shards, survey_files, surveyed
-from ehr.tasks import choose_tasks
 from ehr.timeline import with_index
 from ttepretrain.errors import BadDataError
 from ttepretrain.tasks import Task, TaskSet

@@ -22,7 +22,7 @@ class EhrConfig:
     max_task_overlap: float | None = None  # in (0, 1): of two tasks whose train patients overlap more the later goes
     tasks: str | None = None  # a frozen tasks.json: its tasks, bins and rates as they are, nothing is fitted
     phenotypes: str = "configs/phenotypes/default.yaml"
-    label_tables: list[str] | None = None  # parquet or csv: outcomes that no code tells (data/label_tables.py)
+    label_tables: list[str] | None = None  # parquet or csv: outcomes that no code tells (data/given/label_tables.py)
     death_before_horizon: str = "negative"  # negative | censored: label of a phenotype that death came before
     followup: str = "last_event"  # last_event | death | observation_period | cutoff
     cutoff_date: str | None = None  # YYYY-MM-DD, end of that day; required by followup=cutoff

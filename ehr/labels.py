@@ -13,9 +13,9 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from ehr.cells import Cells
-from ehr.scratch import read_stash
-from ehr.shard import Shard
+from ehr.passes.cells import Cells
+from ehr.passes.scratch import read_stash
+from ehr.passes.shard import Shard
 
 ROWS_TOGETHER = 256  # their cells take 6 MB
 
@@ -71,7 +71,7 @@ class _Shelf:
 
 
 def _lists(cells: Cells, task_of: np.ndarray, num_tasks: int, past: pl.Enum) -> list[pl.Series]:
-    from ehr.loops import task_rows  # half a second of imports
+    from ehr.passes.loops import task_rows  # half a second of imports
 
     rows = task_rows(cells, task_of, num_tasks)
     events, history, visit, known = rows.length

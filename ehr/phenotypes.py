@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from ehr.codes import CodeIndex
+from ehr.codes.codes import CodeIndex
 from ehr.phenotype_file import Phenotype
 from ehr.schema import DAY_US, PHENOTYPES
 from ehr.timeline import in_units, side_of_scan

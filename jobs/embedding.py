@@ -16,13 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import torch
 
-from data.loader import EvaluationLoader, PreparedStudies
+from data.batches.loader import EvaluationLoader, PreparedStudies
 from data.progress import progress
 from jobs.config import RunConfig
 from ttepretrain.config import load_config
-from ttepretrain.embedder import Embedder
 from ttepretrain.errors import ConfigError, IntegrityError
-from ttepretrain.export import load_encoder
+from ttepretrain.export.embedder import Embedder
+from ttepretrain.export.write import load_encoder
 from ttepretrain.files import replacing, sha256_of
 from ttepretrain.models.encoder import build_encoder
 from ttepretrain.models.initial import initial_digest

@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> None:
         if not path.exists():
             raise ConfigError(f"{path} is not there; run `make {target}` with the same configuration first")
 
-    from data.leakage import check_leakage, refuse_overlap
+    from data.subjects.leakage import check_leakage, refuse_overlap
     from jobs.embedding import runs_before
     from jobs.report.console import print_table
     from jobs.report.page import write_report
@@ -45,9 +45,9 @@ def evaluate(config: RunConfig) -> list:
     """Metric rows of all splits; writes everything of `eval/` but the report."""
     import torch
 
-    from data.loader import PreparedStudies
-    from data.manifest import SPLITS
-    from data.outcomes import read_outcome_table
+    from data.batches.loader import PreparedStudies
+    from data.given.study_table import SPLITS
+    from data.prepared.outcomes import read_outcome_table
     from jobs.embedding import embed_arms
     from ttepretrain.evaluation.bootstrap import patient_weights
     from ttepretrain.evaluation.table import score_split

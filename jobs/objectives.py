@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.loader import EvaluationLoader, PreparedStudies, verified_manifest
+from data.batches.loader import EvaluationLoader, PreparedStudies, verified_manifest
 from ehr.config import EhrConfig
 from ehr.phenotype_file import read_phenotypes
 from jobs.config import RunConfig
-from ttepretrain.models.decoder import ReconstructionModel
 from ttepretrain.models.encoder import build_encoder
 from ttepretrain.models.head import FactorisedHead
 from ttepretrain.models.model import ScanModel, build_model
+from ttepretrain.models.reconstruction import ReconstructionModel
 from ttepretrain.phenotypes import PhenotypeTable
 from ttepretrain.survival.prefit import bias_table
 from ttepretrain.training.objectives.base import Objective

@@ -21,10 +21,10 @@ from ttepretrain.files import TEMPORARY, replacing, sha256_of, write_json
 from ttepretrain.lock import folder_lock
 
 if TYPE_CHECKING:  # they import polars, which is not needed to answer a typo
-    from data.labelling import LabelStage
-    from data.manifest import StudyTable
-    from data.prepare import PreparedVolume
+    from data.given.study_table import StudyTable
+    from data.labels.stage import LabelStage
     from data.quarantine import Quarantine
+    from data.volumes.prepare_study import PreparedVolume
 
 PACKAGES = ["ttepretrain", "numpy", "torch", "polars", "pyarrow", "blosc2", "nibabel", "pydicom", "ray"]
 
@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> None:
         require(parsed.scans >= 1, "--scans", parsed.scans, "must be at least 1")
         if parsed.json and not parsed.json.absolute().parent.is_dir():
             raise ConfigError(f"--json: the folder {parsed.json.absolute().parent} does not exist")
-        from jobs.plan import show_plan
+        from jobs.plan.show import show_plan
 
         show_plan(config, read_inputs(config, inputs)[0], inputs, parsed.scans, parsed.json, map_shards)
         return
@@ -102,10 +102,10 @@ def open_folder(folder: Path) -> Path:
 def prepare(config: RunConfig, inputs: Inputs, folder: Path) -> None:
     """Fill the folder. Every file is written whole and manifest.json last: killed anywhere, it can be run again."""
     # polars, and what needs it: only now, so that a wrong key or path is answered at once
-    from data.keys import fitted_on, key_table, open_salt
-    from data.labelling import make_labels
+    from data.labels.stage import make_labels
+    from data.parquet_files import write_parquet
     from data.quarantine import Quarantine
-    from data.tables import write_parquet
+    from data.subjects.keys import fitted_on, key_table, open_salt
     from data.workers import ray_session
 
     settings = config.prepare
@@ -143,7 +143,7 @@ def prepare(config: RunConfig, inputs: Inputs, folder: Path) -> None:
 
 def read_inputs(config: RunConfig, inputs: Inputs) -> tuple[StudyTable, dict[str, int]]:
     """Studies with their splits, and how many subjects' splits came from where."""
-    from data.manifest import assign_splits, read_splits, read_studies
+    from data.given.study_table import assign_splits, read_splits, read_studies
 
     table = read_studies(inputs.studies, config.ehr.date_only, config.ehr.timezone, config.input.keep_rsna)
     own = inputs.ehr / "metadata" / "subject_splits.parquet" if inputs.ehr else None
@@ -176,8 +176,8 @@ def prepare_volumes(
     config: RunConfig, studies: StudyTable, root: Path, cache: Path, quarantine: Quarantine
 ) -> list[PreparedVolume]:
     """Cached volume of every study with an image that is not refused; the refused go to `quarantine`."""
-    from data.prepare import STAGE, PreparedVolume, prepare_study
     from data.quarantine import Quarantined
+    from data.volumes.prepare_study import STAGE, PreparedVolume, prepare_study
     from data.workers import WorkerDied, map_bounded
 
     images, volumes = studies.images, []
@@ -210,8 +210,9 @@ def write_outputs(
     quarantine: Quarantine,
 ) -> dict:
     """Tables, summary and manifest of what the stages made; returns the summary."""
-    from data import acquisition_times, prepared
-    from data.tables import write_parquet
+    from data.parquet_files import write_parquet
+    from data.prepared import write as prepared
+    from data.volumes import acquisition_times
 
     names = ["config.yaml", "keys.parquet", "quarantine.parquet", "salt", "summary.json"]
     table = None

@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> None:
 def pretrain(config: RunConfig, ranks, signals: StopSignals) -> None:
     """Train to the end in the arm's folder, or go on there. Collective."""
     from jobs.objectives import objective_of
-    from ttepretrain.export import refuse_small_counts
+    from ttepretrain.export.write import refuse_small_counts
     from ttepretrain.training.precision import choose_precision
     from ttepretrain.training.trainer import Trainer
 
@@ -70,7 +70,7 @@ def pretrain(config: RunConfig, ranks, signals: StopSignals) -> None:
 
 def open_studies(config: RunConfig):
     """Train and tuning studies. Raises ConfigError when they were prepared on another grid, BadDataError for none."""
-    from data.loader import PreparedStudies
+    from data.batches.loader import PreparedStudies
 
     train, tuning = (PreparedStudies.open(config.prepared_folder, split) for split in ("train", "tuning"))
     if config.model.norm == "batch" and config.model.init == "random":
@@ -92,8 +92,8 @@ def open_studies(config: RunConfig):
 
 def supply_of(config: RunConfig, train, tuning, ranks, precision: str):
     """What the trainer consumes: this rank's batches, the way to write an export, and what the run is."""
-    from data.loader import BatchLoader, EvaluationLoader
-    from ttepretrain.export import write_export
+    from data.batches.loader import BatchLoader, EvaluationLoader
+    from ttepretrain.export.write import write_export
     from ttepretrain.training.trainer import Supply
 
     settings = config.train

@@ -2,10 +2,10 @@
 
     .venv/bin/python tests/same_bytes.py REVISION [--skip default] [--allow prepared/summary.json ...]
 
-Runs REVISION and the working tree beside each other, under `build/same_bytes/`, with one salt, and compares the files:
-cohort and `prepared/` of `tiny` and of `default`, labels of the MIMIC-IV demo (where the fixtures are), and the export of
-a `tiny` run of 20 steps. Exit 1 names every file that differs. Times, versions, checksums of whole folders and stamps of
-caches differ between any two runs and are left out.
+Runs REVISION and the working tree under `build/same_bytes/`, with one salt, and compares the files: cohort and
+`prepared/` of `tiny` and of `default`, labels of the MIMIC-IV demo (where the fixtures are), and the export of a `tiny`
+run of 20 steps. Exit 1 names every file that differs. Times, versions, checksums of whole folders and stamps of caches
+differ between any two runs and are left out.
 """
 
 from __future__ import annotations
@@ -106,7 +106,9 @@ def demo_studies(demo: Path) -> Path:
 
 def compare(before: Path, after: Path, allowed: set[str]) -> int:
     """Print what differs; the number of differences that were not allowed, at most 1."""
-    names = {path.relative_to(root).as_posix() for root in (before, after) for path in root.rglob("*") if compared(path)}
+    names = {
+        path.relative_to(root).as_posix() for root in (before, after) for path in root.rglob("*") if compared(path)
+    }
     same, wrong = 0, []
     for name in sorted(names):
         pair = [root / name for root in (before, after)]
@@ -124,7 +126,12 @@ def compare(before: Path, after: Path, allowed: set[str]) -> int:
 
 
 def compared(path: Path) -> bool:
-    if not path.is_file() or path.name in LEFT_OUT or path.suffix in STAMPS or any(p.startswith(".") for p in path.parts[-2:]):
+    if (
+        not path.is_file()
+        or path.name in LEFT_OUT
+        or path.suffix in STAMPS
+        or any(p.startswith(".") for p in path.parts[-2:])
+    ):
         return False
     if "pretrain" in path.parts:  # times and rates stand in the rest
         return path.name in ("model.safetensors", "tasks.json")

@@ -14,7 +14,7 @@ HOMES = {
     "deepspeed": ("ttepretrain/training/",),
     "polars": ("ehr/", "data/"),
     "monai": ("ttepretrain/models/",),
-    "blosc2": ("data/cache.py",),
+    "blosc2": ("data/volumes/cache.py",),
 }
 # What a label worker may see of the library: no torch, no volumes.
 EHR_SEES = {"config", "errors", "tasks"}

@@ -9,9 +9,9 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _HOME = {
-    "Embedder": "ttepretrain.export",
-    "load_encoder": "ttepretrain.export",
-    "load_model": "ttepretrain.export",
+    "Embedder": "ttepretrain.export.write",
+    "load_encoder": "ttepretrain.export.write",
+    "load_model": "ttepretrain.export.write",
     "preprocess_ct": "ttepretrain.volume.preprocess",
 }
 __all__ = ["Embedder", "__version__", "load_encoder", "load_model", "preprocess_ct"]

@@ -107,7 +107,7 @@ def write_tiny_export(folder: Path, seed: int = 0, tasks: TaskSet | None = None)
     """Export of an untrained DenseNet-121 on volumes of 29 x 30 x 31 voxels; returns the model that was written."""
     import torch
 
-    from ttepretrain.export import write_export
+    from ttepretrain.export.write import write_export
     from ttepretrain.models.config import ModelConfig
     from ttepretrain.models.model import build_model
 

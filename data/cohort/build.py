@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from data.cohort.catalogue import build_catalogue
-from data.cohort.images import Identity, write_image
-from data.cohort.latents import SIZES, VERSION, draw_latents
-from data.cohort.meds_files import write_meds
-from data.cohort.patient import draw_patient
-from data.cohort.phantom import render
-from data.cohort.records import DAY_US, YEAR_DAYS, draw_course, draw_events, draw_studies
-from data.cohort.scanner import SCANNERS, damaged_kind, draw_acquisition, expose
+from data.cohort.exam import SIZES, VERSION, draw_latents
+from data.cohort.paint.images import Identity, write_image
+from data.cohort.paint.patient import draw_patient
+from data.cohort.paint.phantom import render
+from data.cohort.paint.scanner import SCANNERS, damaged_kind, draw_acquisition, expose
+from data.cohort.timelines.catalogue import build_catalogue
+from data.cohort.timelines.histories import DAY_US, YEAR_DAYS, draw_course, draw_events, draw_studies
+from data.cohort.timelines.meds_files import write_meds
 from data.cohort.truth import write_truth
 from data.config import CohortConfig
 from ttepretrain.errors import ConfigError

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from data.cohort.catalogue import Catalogue
-from data.cohort.latents import BIOMARKERS, HIDDEN, LATENTS, PHENOTYPES, VISIBLE, Latents, Size, weight_vector
-from data.cohort.records import YEAR_DAYS, Course, Studies
+from data.cohort.exam import BIOMARKERS, HIDDEN, LATENTS, PHENOTYPES, VISIBLE, Latents, Size, weight_vector
+from data.cohort.timelines.catalogue import Catalogue
+from data.cohort.timelines.histories import YEAR_DAYS, Course, Studies
 
 
 def write_truth(

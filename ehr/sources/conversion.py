@@ -21,7 +21,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from ehr.athena import concept_codes
+from ehr.codes.athena import concept_codes
 from ehr.schema import ADMISSION, DAY_US, DISCHARGE, EVENTS, METADATA, PERIODS, PERIODS_FILE
 from ehr.sources.omop import ROWS, TABLES, Clock, rows_of
 from ehr.sources.tables import Tables, batches

@@ -116,7 +116,7 @@ def test_how_subjects_are_grouped_into_shards_changes_nothing(tmp_path, meds, la
     rows, studies, parents = meds.random(3)
     folder = meds.write(tmp_path / "ehr", [rows[0::3], rows[1::3], rows[2::3]], parents)
     together = label(folder, studies)
-    monkeypatch.setattr("ehr.survey.ROWS_PER_SHARD", 1)
+    monkeypatch.setattr("ehr.passes.survey.ROWS_PER_SHARD", 1)
     apart = label(folder, studies)
     assert together.counts["shards"] == 1
     assert apart.counts["shards"] > 5

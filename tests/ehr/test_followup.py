@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 import numpy as np
 import pytest
 
-from ehr.bins import EventTimes, bin_edges
+from ehr.choice.bins import EventTimes, bin_edges
 from ehr.config import EhrConfig
 from ehr.followup import fixed_end_us
 from ttepretrain.errors import ConfigError

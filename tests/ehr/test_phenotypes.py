@@ -5,10 +5,10 @@ from datetime import datetime, timedelta
 import polars as pl
 import pytest
 
-from ehr.choice import excluded_codes
-from ehr.codes import index_codes
+from ehr.choice.choice import excluded_codes
+from ehr.codes.codes import index_codes
+from ehr.codes.ontology import from_metadata
 from ehr.config import EhrConfig
-from ehr.ontology import from_metadata
 from ehr.phenotype_file import read_phenotypes, under
 from ehr.phenotypes import match_codes
 from ehr.schema import METADATA

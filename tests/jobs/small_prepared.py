@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from data.cache import VolumeRecord, hash_voxels, write_volume
-from data.keys import key_table
-from data.prepare import PreparedVolume
-from data.prepared import volume_table, write_manifest
-from data.tables import write_parquet
+from data.parquet_files import write_parquet
+from data.prepared.write import volume_table, write_manifest
+from data.subjects.keys import key_table
+from data.volumes.cache import VolumeRecord, hash_voxels, write_volume
+from data.volumes.prepare_study import PreparedVolume
 from ttepretrain.testing import random_labels, random_task_set
 from ttepretrain.volume.spec import LUNG, VolumeSpec
 

@@ -9,9 +9,9 @@ import polars as pl
 import pytest
 import torch
 
-from data.cache import read_volume
-from data.loader import PreparedStudies
+from data.batches.loader import PreparedStudies
 from data.testing import load_module
+from data.volumes.cache import read_volume
 from ehr.config import EhrConfig
 from jobs.config import RunConfig
 from jobs.objectives import objective_of

@@ -15,19 +15,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from data.batches.loader import EvaluationLoader, PreparedStudies
 from data.cohort.build import make_images, write_cohort
-from data.keys import fitted_on, key_table
-from data.labelling import make_labels
-from data.loader import EvaluationLoader, PreparedStudies
-from data.manifest import read_studies
-from data.prepare import prepare_study
-from data.prepared import volume_table, write_manifest
-from data.tables import write_parquet
+from data.given.study_table import read_studies
+from data.labels.stage import make_labels
+from data.parquet_files import write_parquet
+from data.prepared.write import volume_table, write_manifest
+from data.subjects.keys import fitted_on, key_table
+from data.volumes.prepare_study import prepare_study
 from jobs.config import RunConfig, read_run_config
 from jobs.objectives import objective_of
 from ttepretrain.models.config import CONVOLUTIONAL, ENCODERS, ModelConfig
-from ttepretrain.models.decoder import CellDecoder
 from ttepretrain.models.head import FactorisedHead
+from ttepretrain.models.reconstruction import CellDecoder
 from ttepretrain.training.config import ARMS, TrainConfig
 from ttepretrain.training.optim import EPSILON, parameter_groups
 

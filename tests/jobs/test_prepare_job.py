@@ -16,9 +16,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from data.cache import read_volume
-from data.loader import PreparedStudies
+from data.batches.loader import PreparedStudies
 from data.testing import chest, settings, write_dicom, write_hospital, write_nifti, write_studies
+from data.volumes.cache import read_volume
 from jobs.prepare import main
 from ttepretrain.errors import ConfigError, IntegrityError, LeakageError
 from ttepretrain.lock import folder_lock

@@ -15,12 +15,12 @@ import polars as pl
 import pyarrow.parquet as parquet
 import pytest
 
-from data.tables import write_parquet
+from data.parquet_files import write_parquet
 from data.testing import load_module
 from jobs.pretrain import main
 from ttepretrain import load_encoder, load_model
 from ttepretrain.errors import ConfigError, IntegrityError, Interrupted
-from ttepretrain.export_folder import read_export, read_weights
+from ttepretrain.export.folder import read_export, read_weights
 from ttepretrain.files import sha256_of
 from ttepretrain.lock import folder_lock
 from ttepretrain.testing import run_distributed, run_ranks

@@ -164,7 +164,7 @@ def outcome(planted, tmp_path_factory, repository):
         assert done.returncode == expected, (done.stdout + done.stderr).decode()[-3000:]
 
     def command_line(expected: int, *arguments) -> None:
-        run(expected, "-c", "from ttepretrain.cli import main; main()", *arguments)
+        run(expected, "-c", "from ttepretrain.commands.main import main; main()", *arguments)
 
     root = where / "run"
     run(0, "-m", "jobs.prepare", where / "run.yaml", "--plan", "--json", where / "plan.json", *options)

@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 import yaml
 
-from data.labelling import make_labels
+from data.labels.stage import make_labels
 from data.testing import load_module
 from ehr.build import LabelResult, build_labels
 from ehr.config import EhrConfig

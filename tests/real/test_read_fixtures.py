@@ -14,14 +14,14 @@ from pydicom.uid import ExplicitVRLittleEndian, MediaStorageDirectoryStorage, ge
 
 from ttepretrain.errors import BadStudy
 from ttepretrain.volume.checks import Flag, Reason
-from ttepretrain.volume.dicom import read_dicom
-from ttepretrain.volume.frames import Picture
-from ttepretrain.volume.headers import HeaderReader
-from ttepretrain.volume.pixels import read_stack
+from ttepretrain.volume.dicom.frames import Picture
+from ttepretrain.volume.dicom.headers import HeaderReader
+from ttepretrain.volume.dicom.pixels import read_stack
+from ttepretrain.volume.dicom.reader import read_dicom
+from ttepretrain.volume.dicom.stack import arrange
+from ttepretrain.volume.dicom.tags import slice_header
 from ttepretrain.volume.preprocess import preprocess_ct, read_ct
-from ttepretrain.volume.series import arrange
 from ttepretrain.volume.spec import PRESETS
-from ttepretrain.volume.tags import slice_header
 
 
 def reason_of(path) -> Reason:

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from ttepretrain.errors import ConfigError
 from ttepretrain.models.config import ModelConfig
 from ttepretrain.models.conv import multiply_small_maps, standardise_kernels
-from ttepretrain.models.densenet import densenet121_trunk
 from ttepretrain.models.initial import load_initial
 from ttepretrain.models.inputs import ReadAs
-from ttepretrain.models.resnet import i3resnet152_trunk, resnet_trunk
-from ttepretrain.models.segresnet import segresnet_trunk
-from ttepretrain.models.swin import swin_unetr_trunk
+from ttepretrain.models.networks.densenet import densenet121_trunk
+from ttepretrain.models.networks.resnet import i3resnet152_trunk, resnet_trunk
+from ttepretrain.models.networks.segresnet import segresnet_trunk
+from ttepretrain.models.networks.swin import swin_unetr_trunk
+from ttepretrain.models.networks.vit import vit_liere_trunk
 from ttepretrain.models.trunk import CheckpointedSequential, TrunkRequest
-from ttepretrain.models.vit import vit_liere_trunk
 
 # A new encoder is a file with a function TrunkRequest -> Trunk, a line here and its name in config.py.
 TRUNKS = {

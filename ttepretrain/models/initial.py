@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ttepretrain.errors import ConfigError, IntegrityError
-from ttepretrain.export_folder import read_export, read_weights
+from ttepretrain.export.folder import read_export, read_weights
 from ttepretrain.files import sha256_of
 from ttepretrain.models.config import ModelConfig
 from ttepretrain.models.weights import load_strict

@@ -14,7 +14,7 @@ import torch
 
 from ttepretrain.errors import BadStudy
 from ttepretrain.volume.checks import Reason, check_hu
-from ttepretrain.volume.choice import DEFAULT_READING, WHATEVER, Reading, Wanted
+from ttepretrain.volume.dicom.choice import DEFAULT_READING, WHATEVER, Reading, Wanted
 from ttepretrain.volume.image import CTImage, to_ras, unflipped
 from ttepretrain.volume.resample import FWHM_PER_SIGMA, Limits, resample, separable
 from ttepretrain.volume.source import declared_os_errors, is_nifti
@@ -64,7 +64,7 @@ def read_ct(path: Path, reading: Reading = DEFAULT_READING, wanted: Wanted = WHA
 
             image = read_nifti(path)
         else:
-            from ttepretrain.volume.dicom import read_dicom
+            from ttepretrain.volume.dicom.reader import read_dicom
 
             image = read_dicom(path, reading, wanted)
     check_hu(image.hu_DHW)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ttepretrain.config import require, require_choice
-from ttepretrain.volume.choice import DEFAULT_READING, MAX_GAP_MM, Reading, SeriesConfig
+from ttepretrain.volume.dicom.choice import DEFAULT_READING, MAX_GAP_MM, Reading, SeriesConfig
 
 # Part of every cache key: raise it when the same input would give other voxels, other flags or a refusal.
 PREPROCESS_VERSION = 6

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data.cohort.catalogue import build_catalogue
-from data.cohort.families import FAMILIES
-from data.cohort.latents import BIOMARKERS, LATENTS, PHENOTYPES, VISIBLE, draw_latents, weight_vector
+from data.cohort.exam import BIOMARKERS, LATENTS, PHENOTYPES, VISIBLE, draw_latents, weight_vector
+from data.cohort.timelines.catalogue import build_catalogue
+from data.cohort.timelines.families import FAMILIES
 
 NEGATIVE_CONTROLS = ("bone_density", "spleen_size")
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from ttepretrain.errors import ConfigError, IntegrityError
-from ttepretrain.export import write_export
+from ttepretrain.export.write import write_export
 from ttepretrain.models.config import ModelConfig, ViTConfig
 from ttepretrain.models.encoder import build_encoder
 from ttepretrain.models.initial import inflate, spread_over_windows

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ttepretrain.export import load_model, write_export
+from ttepretrain.export.write import load_model, write_export
 from ttepretrain.models.config import ModelConfig, ViTConfig
 from ttepretrain.models.head import PiecewiseExponentialHead
 from ttepretrain.models.model import build_model

@@ -13,10 +13,10 @@ import torch
 from ttepretrain.batch import Batch
 from ttepretrain.files import write_json
 from ttepretrain.labels import LabelTable
-from ttepretrain.models.decoder import ReconstructionModel
 from ttepretrain.models.encoder import Encoder
 from ttepretrain.models.head import FactorisedHead
 from ttepretrain.models.model import ScanModel, TTEModel
+from ttepretrain.models.reconstruction import ReconstructionModel
 from ttepretrain.survival.prefit import bias_table
 from ttepretrain.tasks import TaskSet
 from ttepretrain.testing import (

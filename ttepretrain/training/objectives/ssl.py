@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ttepretrain.batch import Batch
-from ttepretrain.models.decoder import ReconstructionModel
+from ttepretrain.models.reconstruction import ReconstructionModel
 from ttepretrain.training.objectives.base import Objective
 from ttepretrain.volume.windows import apply_windows
 

@@ -1,0 +1,93 @@
+"""The loops over all rows of the files.
+
+Moment: successive events of one subject at one time; a death is a moment of its own, as its time may be read otherwise.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ehr.passes.compiled import compiled
+from ehr.timeline import NEVER
+
+
+def find_moments(subject: np.ndarray, time: np.ndarray, code: np.ndarray, death: int) -> tuple[np.ndarray, bool, int]:
+    """Place of the first event of each moment; whether a row lies before its predecessor of the same subject, static
+    events first; how many rows are equal to their predecessor.
+
+    time: int64 us, NEVER for static events. death: its code, or one that no event has.
+    """
+    first, backwards, repeated = _find_moments(subject, time, code, death)
+    return np.flatnonzero(first), backwards > 0, repeated
+
+
+# `range` and sums of int64: for these forms of a loop the compiler handles eight rows at once.
+@compiled
+def _find_moments(subject, time, code, death):
+    first, backwards, repeated = np.ones(len(code), np.bool_), 0, 0
+    for event in range(1, len(code)):
+        before = event - 1
+        same = subject[event] == subject[before]
+        together = same & (time[event] == time[before])
+        earlier = (time[event] < time[before]) & (time[before] != NEVER) | (time[event] == NEVER)
+        backwards += np.int64(same & earlier & (time[event] != time[before]))
+        repeated += np.int64(together & (code[event] == code[before]))
+        first[event] = (not together) | (code[event] == death) | (code[before] == death)
+    return first, backwards, repeated
+
+
+@compiled
+def kinds_of_codes(code: np.ndarray, kind: np.ndarray, rows: np.ndarray, num_codes: int) -> np.ndarray:
+    """uint8 [num_codes], the highest kind among the subjects that have each code, 0 without one.
+
+    code: of the events. kind, rows: uint8 kind and number of events of each subject in turn.
+    """
+    highest, begin = np.zeros(num_codes, np.uint8), 0
+    for place in range(len(rows)):
+        for event in range(begin, begin + rows[place]):
+            highest[code[event]] = max(highest[code[event]], kind[place])
+        begin += rows[place]
+    return highest
+
+
+@compiled
+def any_placeholder(time: np.ndarray, first: int, late: int, spikes: tuple) -> bool:
+    """Whether a date may be a placeholder: `usable_rows` without a look at the codes, which takes most of its time."""
+    odd = 0
+    for event in range(len(time)):
+        at = time[event]
+        late_one, spike = (at >= late) & (at != NEVER), (at == spikes[0]) | (at == spikes[1])
+        odd += np.int64((at <= first) | late_one | spike)
+    return odd > 0
+
+
+@compiled
+def usable_rows(
+    time: np.ndarray, code: np.ndarray, named: np.ndarray, birth: np.ndarray, first: int, late: int, spikes: tuple
+) -> tuple[np.ndarray, int, int]:
+    """bool [E], rows with a code and a date that means something; how many have no code, how many no such date.
+
+    time: int64 us, NEVER for static events. named, birth: bool of every code. A date up to `first`, from `late` on or
+    at one of the two `spikes` is a placeholder, the last not for a birth.
+    """
+    usable, uncoded, placeholders = np.empty(len(code), np.bool_), 0, 0
+    for event in range(len(code)):
+        at, coded = time[event], named[code[event]]
+        spike = ((at == spikes[0]) | (at == spikes[1])) & coded & (not birth[code[event]])
+        placeholder = (at <= first) | ((at >= late) & (at != NEVER)) | spike
+        usable[event] = coded & (not placeholder)
+        uncoded += not coded
+        placeholders += placeholder
+    return usable, uncoded, placeholders
+
+
+def looked_up(table: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """table[places]; numpy would make 8 bytes of every place first."""
+    return _looked_up(table, places, np.empty(len(places), table.dtype))
+
+
+@compiled
+def _looked_up(table, places, found):
+    for n in range(len(places)):
+        found[n] = table[places[n]]
+    return found

@@ -1,0 +1,340 @@
+"""Batches depend on (seed, epoch, position) alone, and on files that are what jobs.prepare wrote."""
+
+import errno
+import json
+import shutil
+from dataclasses import fields
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from data.batches import loader
+from data.batches.loader import BatchLoader, EvaluationLoader, PreparedStudies, epoch_order
+from data.parquet_files import write_parquet
+from data.prepared.write import volume_table, write_manifest
+from data.subjects.keys import key_table
+from data.volumes.cache import VolumeRecord, hash_voxels, write_volume
+from data.volumes.prepare_study import PreparedVolume
+from ttepretrain.errors import ConfigError, IntegrityError
+from ttepretrain.tasks import TaskSet
+from ttepretrain.testing import random_labels, random_task_set
+from ttepretrain.volume.spec import VolumeSpec
+
+SPEC = VolumeSpec((14.0, 13.0, 12.0), (4, 5, 6), (-1024, 3071), ((-600.0, 1500.0),))
+NUM_STUDIES = 31
+FROZEN_ORDER = [6, 7, 8, 4, 0, 1, 5, 3, 9, 2]  # epoch_order(10, seed=7, epoch=2)
+UNLABELLED, WITHOUT_VOLUME = (3,), (0, 7)  # studies by their number
+
+
+def write_prepared(folder, split_of=lambda n: "tuning" if n % 6 == 5 else "train"):
+    """prepared/ of 31 studies whose voxels all equal their number; labels random but reproducible."""
+    rng = np.random.default_rng(5)
+    (folder / "volumes").mkdir(parents=True)
+    (folder / "stages").mkdir()
+    ids = [f"ct-{n:02d}" for n in range(NUM_STUDIES)]
+    splits = [split_of(n) for n in range(NUM_STUDIES)]
+    studies = pl.DataFrame({"study_id": ids, "subject_id": range(NUM_STUDIES), "split": splits})
+    keys = key_table(bytes(32), studies)
+    tasks = random_task_set(rng, 5)
+    tasks.save(folder / "tasks.json")
+    table = random_labels(rng, NUM_STUDIES, tasks)
+    rows = []
+    for n in range(NUM_STUDIES):
+        one = table.take(np.array([n]))
+        rows.append(
+            {
+                "study_id": ids[n],
+                "subject_id": n,
+                "split": splits[n],
+                "censor_days": one.censor_days[0],
+                "task_index": one.events.index.tolist(),
+                "event_days": one.event_days.tolist(),
+                "history_index": one.history.index.tolist(),
+                "visit_index": one.visit.index.tolist(),
+            }
+        )
+    schema = {"task_index": pl.List(pl.Int32), "event_days": pl.List(pl.Float64), "history_index": pl.List(pl.Int32)}
+    schema["visit_index"] = pl.List(pl.Int32)
+    labelled = [row for n, row in enumerate(rows) if n not in UNLABELLED]
+    write_parquet(pl.DataFrame(labelled, schema_overrides=schema), folder / "labels.parquet")
+    volumes = []
+    for n in set(range(NUM_STUDIES)) - set(WITHOUT_VOLUME):
+        hu_DHW = np.full(SPEC.shape_DHW, n, np.int16)
+        record = VolumeRecord([4, 5, 6], [14, 13, 12], [0.0] * 16, [], {}, [1.0] * 3, f"{n}", hash_voxels(hu_DHW))
+        checksum = write_volume(folder / "volumes" / f"{n}.b2nd", hu_DHW, record)
+        volumes.append(PreparedVolume(ids[n], f"{n}", checksum, record, False))
+    for name, frame in (("volumes", volume_table(volumes, set())), ("keys", keys)):
+        write_parquet(frame, folder / f"{name}.parquet")
+    names = ["tasks.json", "labels.parquet", "volumes.parquet", "keys.parquet"]
+    write_manifest(folder, names, volume_table(volumes, set()), SPEC)
+    return folder, table
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    return write_prepared(tmp_path_factory.mktemp("loader") / "prepared")
+
+
+@pytest.fixture(scope="module")
+def prepared(written):
+    return written[0]
+
+
+@pytest.fixture
+def own_copy(prepared, tmp_path):
+    return shutil.copytree(prepared, tmp_path / "prepared")
+
+
+@pytest.fixture(scope="module")
+def train(prepared):
+    return PreparedStudies.open(prepared, "train")
+
+
+def numbers(batch):
+    """Which studies a batch holds, read from its voxels."""
+    assert batch.volume_BDHW.dtype == torch.int16
+    assert batch.volume_BDHW.shape[1:] == SPEC.shape_DHW
+    return batch.volume_BDHW[:, 0, 0, 0].tolist()
+
+
+def equal(first, second):
+    return all(torch.equal(getattr(first, f.name), getattr(second, f.name)) for f in fields(first))
+
+
+# --- studies
+
+
+def test_labels_that_the_likelihood_cannot_take_are_refused(own_copy):
+    """By the rules of the task set: an event inside its blackout."""
+    blackout_days = TaskSet.load(own_copy / "tasks.json").blackout_days
+    labels = pl.read_parquet(own_copy / "labels.parquet")
+    early = pl.lit([blackout_days]).alias("event_days"), pl.lit([0], pl.List(pl.Int32)).alias("task_index")
+    labels = pl.concat([labels[:1].with_columns(early), labels[1:]])
+    write_parquet(labels, own_copy / "labels.parquet")
+    names = ["tasks.json", "labels.parquet", "volumes.parquet", "keys.parquet"]
+    write_manifest(own_copy, names, pl.read_parquet(own_copy / "volumes.parquet"), SPEC)
+    with pytest.raises(IntegrityError, match="event_days must lie after the blackout"):
+        PreparedStudies.open(own_copy, "train")
+
+
+def test_a_split_holds_its_studies_with_labels_and_a_volume_in_the_order_of_their_ids(train, prepared):
+    gone = {*UNLABELLED, *WITHOUT_VOLUME}
+    expected = [n for n in range(NUM_STUDIES) if n % 6 != 5 and n not in gone]
+    assert [int(train.read_hu(row)[0, 0, 0]) for row in range(len(train))] == expected
+    # the rank counts all labelled studies, whatever their split and volume
+    labelled = [n for n in range(NUM_STUDIES) if n not in UNLABELLED]
+    assert train.study_rank.tolist() == [labelled.index(n) for n in expected]
+    assert len(PreparedStudies.open(prepared, "tuning")) == 5
+    assert len(PreparedStudies.open(prepared, "held_out")) == 0
+    assert train.spec == SPEC
+
+
+def test_keys_and_labels_are_those_of_the_study(train, written):
+    keys = dict(pl.read_parquet(written[0] / "keys.parquet").select("study_id", "study_key").iter_rows())
+    for row in (0, 4, len(train) - 1):
+        n = int(train.read_hu(row)[0, 0, 0])
+        assert train.study_key[row] == keys[f"ct-{n:02d}"]
+        expected = written[1].take(np.array([n]))
+        actual = train.labels.take(np.array([row]))
+        assert actual.censor_days == expected.censor_days
+        np.testing.assert_array_equal(actual.event_days, expected.event_days)
+        np.testing.assert_array_equal(actual.history.index, expected.history.index)
+
+
+# --- order
+
+
+def test_the_order_of_an_epoch_never_changes_between_releases():
+    assert epoch_order(10, seed=7, epoch=2).tolist() == FROZEN_ORDER
+
+
+def test_every_epoch_and_seed_has_its_own_order_of_all_studies():
+    orders = {(seed, epoch): tuple(epoch_order(50, seed, epoch)) for seed in range(4) for epoch in range(4)}
+    assert len(set(orders.values())) == 16
+    assert all(sorted(order) == list(range(50)) for order in orders.values())
+
+
+def global_batches(train, world, start_position=0, batch_size=4, epoch=1):
+    """Studies of every batch in the order of its rows, put together from all ranks' shares."""
+    shares = [
+        [numbers(b) for b in BatchLoader(train, batch_size, 3, rank, world, epoch, start_position)]
+        for rank in range(world)
+    ]
+    assert len({len(share) for share in shares}) == 1
+    batches = []
+    for parts in zip(*shares):
+        rows = [None] * batch_size
+        for rank, part in enumerate(parts):
+            rows[rank::world] = part
+        batches.append(rows)
+    return batches
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize("start_position", [0, 4, 12, 20, 24])
+def test_batches_are_the_same_for_any_world_size_and_resume_position(train, world, start_position):
+    all_numbers = [int(train.read_hu(row)[0, 0, 0]) for row in range(len(train))]
+    order = [all_numbers[row] for row in epoch_order(len(train), seed=3, epoch=1)]
+    expected = [order[i : i + 4] for i in range(start_position, len(train) - 3, 4)]
+    assert global_batches(train, world, start_position) == expected
+    assert len(BatchLoader(train, 4, 3, 0, world, 1, start_position)) == len(expected)
+
+
+def test_order_over_many_world_sizes_and_positions(train, monkeypatch):
+    """The plan alone, without reading: 8 world sizes x 200 positions of a large epoch."""
+    monkeypatch.setattr(PreparedStudies, "__len__", lambda _: 1700)
+    order = epoch_order(1700, 3, 0)
+    for position in range(0, 1600, 8):
+        for world in range(1, 9):
+            loaders = [BatchLoader(train, 8, 3, rank, world, 0, position) for rank in range(world)]
+            for i in (0, len(loaders[0]) - 1):
+                rows = np.empty(8, int)
+                for rank, one in enumerate(loaders):
+                    rows[rank::world] = one._order[one._batches[i]]
+                np.testing.assert_array_equal(rows, order[position + 8 * i : position + 8 * i + 8])
+
+
+def test_a_batch_carries_the_labels_of_its_rows(train, written):
+    for batch in BatchLoader(train, 5, seed=0):
+        for b, n in enumerate(numbers(batch)):
+            expected = written[1].take(np.array([n]))
+            mine = batch.event_row_N == b
+            assert batch.censor_days_B[b] == np.float32(expected.censor_days[0])
+            assert batch.event_task_N[mine].tolist() == expected.events.index.tolist()
+            np.testing.assert_array_equal(batch.event_days_N[mine], expected.event_days.astype(np.float32))
+            assert batch.history_task_M[batch.history_row_M == b].tolist() == expected.history.index.tolist()
+
+
+def test_the_number_of_reading_threads_changes_nothing(train):
+    one, four = (list(BatchLoader(train, 4, 0, threads=n)) for n in (1, 4))
+    assert all(equal(a, b) for a, b in zip(one, four, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_batches_copied_ahead_to_the_device_are_the_same(train):
+    """Also when the consumer is slower than the copies, whose memory must not be given away under it."""
+    device = torch.device("cuda")
+    here = list(BatchLoader(train, 4, seed=3))
+    for batch, expected in zip(BatchLoader(train, 4, seed=3, device=device), here, strict=True):
+        assert batch.volume_BDHW.device.type == "cuda"
+        torch.cuda._sleep(10_000_000)
+        for field in fields(batch):
+            assert torch.equal(getattr(batch, field.name).cpu(), getattr(expected, field.name)), field.name
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_evaluation_sees_every_study_once_in_fixed_order(train, world):
+    shares = [[numbers(b) for b in EvaluationLoader(train, 4, rank, world)] for rank in range(world)]
+    assert {len(share) for share in shares} == {-(-len(train) // 4)}
+    seen = []
+    for parts in zip(*shares):
+        rows = [None] * sum(map(len, parts))
+        for rank, part in enumerate(parts):
+            rows[rank::world] = part
+        seen += rows
+    assert seen == [int(train.read_hu(row)[0, 0, 0]) for row in range(len(train))]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "world", "message"),
+    [(2, 3, "at least the number of processes; got 2 for 3"), (99, 1, "at most the number of train studies; got 99")],
+)
+def test_a_batch_size_that_cannot_work_is_refused(train, batch_size, world, message):
+    with pytest.raises(ConfigError, match=message):
+        BatchLoader(train, batch_size, 0, 0, world)
+
+
+# --- faults
+
+
+def test_leaving_the_iteration_early_ends_its_threads(train):
+    import threading
+
+    iteration = iter(BatchLoader(train, 2, 0))
+    next(iteration)
+    iteration.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("volumes")]
+
+
+@pytest.mark.parametrize("name", ["tasks.json", "labels.parquet", "volumes.parquet", "keys.parquet"])
+def test_a_changed_file_is_an_integrity_error(own_copy, name):
+    data = bytearray((own_copy / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (own_copy / name).write_bytes(data)
+    with pytest.raises(IntegrityError, match=rf"prepared/{name} does not match manifest\.json; run jobs\.prepare"):
+        PreparedStudies.open(own_copy, "train")
+
+
+def test_an_unfinished_or_partial_folder_is_refused_with_its_remedy(own_copy, tmp_path):
+    with pytest.raises(ConfigError, match=r"not prepared; run jobs\.prepare"):
+        PreparedStudies.open(tmp_path, "train")
+    manifest = json.loads((own_copy / "manifest.json").read_text())
+    del manifest["files"]["volumes.parquet"]
+    (own_copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ConfigError, match=r"no volumes\.parquet; run jobs\.prepare with stages labels and volumes"):
+        PreparedStudies.open(own_copy, "train")
+    (own_copy / "manifest.json").write_text("{")
+    with pytest.raises(IntegrityError, match="damaged"):
+        PreparedStudies.open(own_copy, "train")
+
+
+def test_a_flipped_byte_in_a_volume_stops_the_run_and_names_the_key(own_copy):
+    train = PreparedStudies.open(own_copy, "train")
+    file = own_copy / train.volume_path[6]
+    data = bytearray(file.read_bytes())
+    data[-30] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(IntegrityError, match=train.study_key[6]):
+        list(BatchLoader(train, 3, 0))
+
+
+def test_a_lost_volume_is_replaced_by_the_same_other_study_everywhere(own_copy, caplog):
+    train = PreparedStudies.open(own_copy, "train")
+    lost = int(train.read_hu(6)[0, 0, 0])
+    whole = global_batches(train, 1)
+    (own_copy / train.volume_path[6]).unlink()
+    batches = global_batches(train, 1)
+    assert [len(b) for b in batches] == [len(b) for b in whole]
+    changed = [(a, b) for x, y in zip(whole, batches) for a, b in zip(x, y) if a != b]
+    assert [a for a, _ in changed] == [lost]
+    assert global_batches(train, 2) == batches
+    assert global_batches(train, 4) == batches
+    assert train.study_key[6] in caplog.text
+    assert "ct-" not in caplog.text
+    with pytest.raises(IntegrityError, match=f"study {train.study_key[6]} cannot be read"):
+        list(EvaluationLoader(train, 4))
+
+
+def test_an_error_that_passes_is_waited_for(train, monkeypatch):
+    waits, failures = [], [errno.EIO, errno.ESTALE]
+    monkeypatch.setattr(loader.time, "sleep", waits.append)
+    read = loader.read_volume
+
+    def flaky(path, checksum):
+        if failures:
+            raise OSError(failures.pop(), "try again")
+        return read(path, checksum)
+
+    monkeypatch.setattr(loader, "read_volume", flaky)
+    assert len(list(BatchLoader(train, 4, 0, threads=1))) == len(train) // 4
+    assert waits == list(loader.WAIT_SECONDS[:2])
+
+
+def test_the_fingerprint_is_that_of_the_whole_data_set(prepared, train, own_copy, tmp_path):
+    assert PreparedStudies.open(prepared, "tuning").fingerprint == train.fingerprint
+    assert PreparedStudies.open(own_copy, "train").fingerprint == train.fingerprint
+    other, _ = write_prepared(tmp_path / "other", lambda n: "tuning" if n % 6 == 4 else "train")
+    assert PreparedStudies.open(other, "train").fingerprint != train.fingerprint
+
+
+def test_the_loader_needs_neither_polars_nor_ray(repository):
+    import subprocess
+    import sys
+
+    heavy = ("polars", "ray", "monai", "deepspeed")
+    code = f"import sys, data.batches.loader; print([m for m in {heavy} if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

@@ -1,0 +1,165 @@
+"""Write and load an export: the folder that carries a trained model away from its run (layout: folder.py)."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from ttepretrain.errors import ConfigError, IntegrityError, LeakageError
+from ttepretrain.export.card import model_card
+from ttepretrain.export.check import check_features, reference_features, versions
+from ttepretrain.export.embedder import Embedder
+from ttepretrain.export.folder import CHECKED, SCHEMA_VERSION, Export, previous_of, read_export, read_weights
+from ttepretrain.files import sha256_of, sync, write_json
+from ttepretrain.models.config import ModelConfig
+from ttepretrain.models.encoder import Encoder, build_encoder
+from ttepretrain.models.model import ScanModel, TTEModel, build_model
+from ttepretrain.models.weights import load_strict, refuse_not_finite
+from ttepretrain.tasks import TaskSet
+from ttepretrain.volume.spec import PREPROCESS_VERSION, VolumeSpec
+
+# Free to redistribute with their texts. SNOMED CT, CPT-4 and the like are licensed, local texts may name people.
+OPEN_VOCABULARIES = frozenset({"ICD9CM", "ICD9Proc", "ICD10CM", "ICD10PCS", "LOINC", "RxNorm", "CVX"})
+ENCODER = "encoder."  # prefix of its weights
+
+
+def write_export(
+    folder: Path,
+    model: ScanModel,
+    model_config: ModelConfig,
+    spec: VolumeSpec,
+    tasks: TaskSet,
+    provenance: dict,
+    min_patients: int,
+    descriptions: bool = False,
+    arm: str = "tte",
+) -> None:
+    """Replace `folder` by an export of the model. `provenance` goes out as it is and has a bool `synthetic`.
+
+    Of an `arm` other than tte only the encoder goes out.
+    Raises LeakageError when a task rests on fewer than `min_patients` train subjects.
+    """
+    refuse_small_counts(tasks, min_patients)
+    if not isinstance(provenance.get("synthetic"), bool):
+        raise ValueError(f"provenance needs `synthetic`: true or false; got {provenance.get('synthetic')!r}")
+    new = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    # Not save_file: its files are readable by their owner alone, whatever the umask.
+    weights = _weights_of(model, arm)
+    (new / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
+    # Of the encoder as it will be loaded: on the CPU and in fp32, whatever it was trained on.
+    own = {name: tensor for name, tensor in weights.items() if name.startswith(ENCODER)}
+    reference_F = reference_features(_encoder_of(model_config, spec, own, "the model"), spec.windows)
+    config = {
+        "schema_version": SCHEMA_VERSION,
+        "arm": arm,
+        # `init` may hold a private path; what matters later is its kind.
+        "model": dataclasses.asdict(model_config) | {"init": model_config.init_kind},
+        "feature_dim": model.encoder.feature_dim,
+        "volume": spec.to_json(),
+        "provenance": provenance,
+        "versions": versions(),
+        "reference_features": " ".join(f"{value:.7g}" for value in reference_F.tolist()),  # one line, not thousands
+    }
+    write_json(new / "config.json", config)
+    _publishable(tasks, descriptions or provenance["synthetic"]).save(new / "tasks.json")
+    write_json(new / "manifest.json", {"sha256": {name: sha256_of(new / name) for name in CHECKED}})
+    card = model_card(model_config, model.encoder.feature_dim, spec, tasks, provenance["synthetic"], arm)
+    (new / "README.md").write_text(card)
+    for path in [*new.iterdir(), new]:
+        sync(path)
+    _swap(new, folder)
+
+
+def refuse_small_counts(tasks: TaskSet, min_patients: int) -> None:
+    """Raise LeakageError when a task rests on fewer than `min_patients` train subjects: its row would describe them."""
+    small = sum(task.patients < min_patients for task in tasks.tasks)
+    if small:
+        raise LeakageError(
+            f"{small} of {tasks.num_tasks} tasks rest on fewer than {min_patients} patients and cannot be exported; "
+            "prepare again with more studies, or lower ehr.min_patients if such counts may be told"
+        )
+
+
+def load_model(folder: Path | str) -> TTEModel:
+    """The exported model in eval mode, bit for bit. Raises IntegrityError unless every weight matches, for another
+    preprocessing version, and where MONAI or torch make other features of the same weights.
+
+    Raises ConfigError for an export of an arm without hazards.
+    """
+    export = _read_current(folder)
+    if export.arm != "tte":
+        raise ConfigError(f"{folder} is an export of arm {export.arm}: an encoder without hazards; use load_encoder")
+    bias_TK = torch.zeros(export.tasks.num_bins, export.tasks.num_tasks)
+    model = build_model(export.model, export.spec, bias_TK, seed=0)
+    load_strict(model, read_weights(export), str(export.folder))
+    check_features(model.eval().encoder, export)
+    return model
+
+
+def load_encoder(folder: Path | str, device: str = "cpu") -> Embedder:
+    """Embedder of scans with the exported encoder and its own preprocessing."""
+    export = _read_current(folder)
+    if export.arm == "tte":
+        return Embedder(load_model(folder).encoder, export.spec, device)
+    encoder = _encoder_of(export.model, export.spec, read_weights(export), str(export.folder))
+    check_features(encoder, export)
+    return Embedder(encoder, export.spec, device)
+
+
+def _encoder_of(config: ModelConfig, spec: VolumeSpec, weights: dict[str, Tensor], origin: str) -> Encoder:
+    config = dataclasses.replace(config, init="random")
+    encoder = build_encoder(config, spec.num_channels, seed=0, spacing_mm=spec.spacing_mm)
+    load_strict(encoder, {name.removeprefix(ENCODER): tensor for name, tensor in weights.items()}, origin)
+    return encoder.eval()
+
+
+def _read_current(folder: Path | str) -> Export:
+    """The export; IntegrityError where this release would prepare its volumes otherwise."""
+    export = read_export(Path(folder))
+    if export.preprocess_version != PREPROCESS_VERSION:
+        raise IntegrityError(
+            f"{export.folder} was trained on preprocessing version {export.preprocess_version}, this release has "
+            f"{PREPROCESS_VERSION}; use ttepretrain {export.versions['ttepretrain']}"
+        )
+    return export
+
+
+def _weights_of(model: ScanModel, arm: str) -> dict[str, Tensor]:
+    weights = {
+        name: (tensor.float() if tensor.is_floating_point() else tensor).detach().cpu().contiguous().clone()
+        for name, tensor in model.state_dict().items()
+        if arm == "tte" or name.startswith(ENCODER)
+    }
+    refuse_not_finite(weights, "the model")
+    return weights
+
+
+def _publishable(tasks: TaskSet, descriptions: bool) -> TaskSet:
+    """The task set without the descriptions that may not be passed on."""
+    return dataclasses.replace(
+        tasks,
+        tasks=tuple(
+            task
+            if descriptions or task.code.partition("/")[0] in OPEN_VOCABULARIES
+            else dataclasses.replace(task, description="")
+            for task in tasks.tasks
+        ),
+    )
+
+
+def _swap(new: Path, folder: Path) -> None:
+    """Put `new` in the place of `folder`. At every instant `folder` or its `.previous` is whole."""
+    previous = previous_of(folder)
+    if folder.exists():
+        shutil.rmtree(previous, ignore_errors=True)
+        folder.rename(previous)
+    new.rename(folder)
+    sync(folder.parent)
+    shutil.rmtree(previous, ignore_errors=True)

@@ -1,0 +1,162 @@
+"""Which series of a study is read: the table's, else the first by a stated rule. No pydicom here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+from ttepretrain.config import require, require_choice
+from ttepretrain.errors import BadStudy
+from ttepretrain.volume.checks import Flag, Reason
+from ttepretrain.volume.dicom.tags import Values, numbers, text, texts
+
+CRITERIA = ("original", "most_slices", "thinnest", "kernel")
+PHASES = ("first", "last", "refuse")
+MAX_GAP_MM = 10.0
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What of a DICOM study is read, where the table does not say; part of the volume's spec."""
+
+    prefer: tuple[str, ...] = ("original", "most_slices")  # CRITERIA, the first decides; ties by the highest UID
+    kernels: tuple[str, ...] = ()  # for `kernel`, the best first; others come behind
+    min_slices: int = 0  # positions; series with fewer are left out
+    min_thickness_mm: float | None = None  # SliceThickness; where set, series without one are left out too
+    max_thickness_mm: float | None = None
+    max_gap_mm: float = MAX_GAP_MM  # a wider step between slices refuses the study
+    phase: str = "first"  # PHASES, of a series that passes its positions several times
+
+    def not_default(self) -> dict:
+        """JSON of what differs from the defaults."""
+        default = asdict(Reading())
+        mine = {key: value for key, value in asdict(self).items() if value != default[key]}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in mine.items()}
+
+    @classmethod
+    def from_json(cls, document: dict) -> Reading:
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in document.items()})
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the table says of one study's image; None where it says nothing."""
+
+    series_uid: str | None = None
+    patient_id: str | None = None
+
+
+DEFAULT_READING, WHATEVER = Reading(), Wanted()
+
+
+@dataclass
+class SeriesConfig:
+    prefer: list[str] = field(default_factory=lambda: list(Reading().prefer))  # original most_slices thinnest kernel
+    kernels: list[str] = field(default_factory=list)  # e.g. [B30f, STANDARD], the best first, for `kernel`
+    min_slices: int = 0  # positions; series with fewer are left out
+    min_thickness_mm: float | None = None  # by SliceThickness
+    max_thickness_mm: float | None = None
+    phase: str = "first"  # first | last | refuse, of a series that passes its positions several times
+
+    def __post_init__(self) -> None:
+        require_choice("volume.series.phase", self.phase, PHASES)
+        for criterion in self.prefer:
+            require_choice("volume.series.prefer", criterion, CRITERIA)
+        require(
+            bool(self.kernels) == ("kernel" in self.prefer),
+            "volume.series.kernels", self.kernels, "belongs to `kernel` in volume.series.prefer; set both or none",
+        )  # fmt: skip
+        require(self.min_slices >= 0, "volume.series.min_slices", self.min_slices, "must not be negative")
+        low, high = self.min_thickness_mm, self.max_thickness_mm
+        require(
+            (low is None or low > 0) and (high is None or high >= (low or 0)),
+            "volume.series.max_thickness_mm", [low, high], "must not lie below min_thickness_mm, which is positive",
+        )  # fmt: skip
+
+    def resolve(self, max_gap_mm: float) -> Reading:
+        kernels = tuple(kernel.upper() for kernel in self.kernels)
+        thickness_mm = self.min_thickness_mm, self.max_thickness_mm
+        return Reading(tuple(self.prefer), kernels, self.min_slices, *thickness_mm, max_gap_mm, self.phase)
+
+
+def choose_series(
+    series: Mapping[str, Sequence[Values]], reading: Reading, wanted: Wanted
+) -> tuple[str, tuple[Flag, ...]]:
+    """UID of the series to read; BadStudy where none fits, or where the table names none and studies are mixed.
+
+    It is chosen before it is examined: when it turns out damaged the study is refused, not another series taken.
+    """
+    if wanted.series_uid is not None:
+        if wanted.series_uid not in series:
+            raise BadStudy(Reason.NO_SERIES, "the table's series_uid is none of the CT series here")
+        return wanted.series_uid, ()
+    _check_one_study([values for pictures in series.values() for values in pictures], "folder")
+    fitting = [uid for uid, pictures in series.items() if _fits(pictures, reading)]
+    if not fitting:
+        raise BadStudy(Reason.NO_SERIES, f"none of {len(series)} CT series is as volume.series asks")
+    chosen = max(fitting, key=lambda uid: (*(_score(series[uid], c, reading) for c in reading.prefer), uid))
+    return chosen, (Flag.OTHER_SERIES,) if len(series) > 1 else ()
+
+
+def check_identity(pictures: Sequence[Values], wanted: Wanted) -> None:
+    """BadStudy unless the series is of one patient, the table's where it names one, and of one study."""
+    _check_one_study(pictures, "series")
+    patient = {text(values, "PatientID") for values in pictures} - {""}
+    if wanted.patient_id is not None and patient - {wanted.patient_id.strip()}:
+        raise BadStudy(Reason.IDENTITY_CONFLICT, "the images name another patient than the table")
+    if len({text(values, "FrameOfReferenceUID") for values in pictures} - {""}) > 1:
+        raise BadStudy(Reason.MIXED_GEOMETRY, "positions in two frames of reference")
+
+
+def _check_one_study(pictures: Sequence[Values], where: str) -> None:
+    """BadStudy where two pictures contradict each other; what is not said contradicts nothing."""
+    ids = {text(values, "PatientID") for values in pictures} - {""}
+    with_id, without_id = (
+        {_name(values) for values in pictures if bool(text(values, "PatientID")) == said} - {""}
+        for said in (True, False)
+    )
+    # where there is an identifier it counts: names change by marriage and by hand
+    if len(ids) > 1 or (without_id - with_id if with_id else len(without_id) > 1):
+        raise BadStudy(Reason.IDENTITY_CONFLICT, f"images of two patients in one {where}")
+    if len({text(values, "StudyInstanceUID") for values in pictures} - {""}) > 1:
+        remedy = "; the studies table may name one in series_uid" if where == "folder" else ""
+        raise BadStudy(Reason.IDENTITY_CONFLICT, f"images of two studies in one {where}{remedy}")
+
+
+def _name(values: Values) -> str:
+    return text(values, "PatientName").upper().rstrip("^ ")
+
+
+def _fits(pictures: Sequence[Values], reading: Reading) -> bool:
+    if reading.min_slices > 0 and _positions(pictures) < reading.min_slices:
+        return False
+    low, high = reading.min_thickness_mm, reading.max_thickness_mm
+    if low is None and high is None:
+        return True
+    thickness_mm = _thickness_mm(pictures)
+    return thickness_mm is not None and (low or 0) <= thickness_mm <= (high or float("inf"))
+
+
+def _score(pictures: Sequence[Values], criterion: str, reading: Reading) -> float:
+    """Higher is preferred."""
+    if criterion == "original":
+        reformats = sum("DERIVED" in texts(values, "ImageType") for values in pictures)
+        return float(2 * reformats <= len(pictures))
+    if criterion == "most_slices":
+        return float(_positions(pictures))
+    if criterion == "thinnest":
+        return -(_thickness_mm(pictures) or float("inf"))
+    kernel = (texts(pictures[0], "ConvolutionKernel") or [""])[0]
+    return -float(reading.kernels.index(kernel) if kernel in reading.kernels else len(reading.kernels))
+
+
+def _positions(pictures: Sequence[Values]) -> int:
+    """Different positions: a bolus tracker is a hundred pictures at one."""
+    return len({str(values.get("ImagePositionPatient")) for values in pictures})
+
+
+def _thickness_mm(pictures: Sequence[Values]) -> float | None:
+    try:
+        return numbers(pictures[0], "SliceThickness", 1, Reason.UNREADABLE)[0]
+    except BadStudy:
+        return None

@@ -1,0 +1,153 @@
+"""The headers of DICOM files: parsed by pydicom through an allow-list of tags, the pixels left where they are.
+
+Files without the DICOM marker are no DICOM to us: nothing is ever forced.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pydicom import DataElement
+from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import RawDataElement, convert_raw_data_element
+from pydicom.errors import InvalidDicomError
+from pydicom.filereader import data_element_generator, read_dataset, read_preamble
+
+from ttepretrain.errors import BadStudy
+from ttepretrain.volume.checks import Reason
+from ttepretrain.volume.dicom.syntaxes import DEFLATED, EXPLICIT_BIG, IMPLICIT_LITTLE, has_readable_header
+from ttepretrain.volume.dicom.tags import TAGS
+
+KEYWORDS = {tag_for_keyword(keyword): keyword for keyword in TAGS}
+PADDING = ("PixelPaddingValue", "PixelPaddingRangeLimit")
+TRANSFER_SYNTAX, STORAGE_CLASS, PIXEL_DATA = 0x00020010, 0x00020002, 0x7FE00010
+BEFORE_PIXELS = PIXEL_DATA.__gt__  # of a tag; pydicom's comparison is Python code, and asked for every element
+# The pixels start within it, inflated or not: a header of a thousand frames has 4 MB, and a deflated gigabyte or a
+# file full of empty sequences would fill the memory before anything could be judged.
+MAX_HEADER_BYTES = 2**24
+# Of all its sequences: parsed, each takes a kilobyte. 4,096 frames of sixty items have half as many.
+MAX_ITEMS, ITEM_BYTES, ITEM_TAGS = 2**19, 8, (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
+
+
+@dataclass(frozen=True)
+class Header:
+    """One DICOM file without its pixels."""
+
+    file: Path
+    syntax: str
+    storage_class: str  # as the file meta information declares it
+    values: dict[str, Any]  # by keyword: those of TAGS that the file has; none where the syntax is unknown
+    body_at: int  # first byte behind the meta information
+    pixels_at: int | None  # first byte of the pixels' value; counted in the inflated body where deflated; None: none
+    pixels_length: int  # bytes; 0xFFFFFFFF where undefined, as for compressed pixels
+    damage: BadStudy | None = None  # of all behind the meta information, which alone was read then
+
+
+@contextmanager
+def declared_damage() -> Iterator[None]:
+    """BadStudy for whatever pydicom raises over a damaged byte, now or when a nested value is asked for."""
+    try:
+        yield
+    except (BadStudy, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:  # pydicom's own, of damaged sequences, have none
+            raise
+        raise BadStudy(Reason.UNREADABLE, "the header is damaged") from None
+
+
+class HeaderReader:
+    """Reads headers of one study. A value that was met before is not converted again: slices share nearly all."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple, Any] = {}
+
+    def read(self, file: Path) -> Header:
+        """The file's header; BadStudy with its reason where not even its meta information can be read."""
+        with file.open("rb") as handle:
+            try:
+                read_preamble(handle, force=False)
+            except (InvalidDicomError, EOFError):
+                raise BadStudy(Reason.NOT_DICOM, "no DICOM marker") from None
+            with declared_damage():
+                return self._parse(file, handle)
+
+    def _parse(self, file: Path, handle: BinaryIO) -> Header:
+        meta = {e.tag: e.value for e in data_element_generator(handle, False, True, stop_when=_behind_meta)}
+        syntax, storage_class = (_uid(meta.get(tag)) for tag in (TRANSFER_SYNTAX, STORAGE_CLASS))
+        if not syntax:
+            raise BadStudy(Reason.UNREADABLE, "no transfer syntax")
+        body_at = handle.tell()
+        if not has_readable_header(syntax):
+            return Header(file, syntax, storage_class, {}, body_at, None, 0)
+        try:
+            with declared_damage():
+                values, pixels_at, pixels_length = self._body(handle, syntax, body_at)
+        except BadStudy as damage:
+            return Header(file, syntax, storage_class, {}, body_at, None, 0, damage)
+        return Header(file, syntax, storage_class, values, body_at, pixels_at, pixels_length)
+
+    def _body(self, handle: BinaryIO, syntax: str, body_at: int) -> tuple[dict[str, Any], int | None, int]:
+        """Values, where the pixels' value begins, and its length."""
+        body, start = handle, 0
+        if syntax == DEFLATED:
+            deflated = handle.read(MAX_HEADER_BYTES)
+            body = _bounded(zlib.decompressobj(-zlib.MAX_WBITS).decompress(deflated, MAX_HEADER_BYTES))
+        elif os.fstat(handle.fileno()).st_size > MAX_ITEMS * ITEM_BYTES:
+            body, start = _bounded(handle.read(MAX_HEADER_BYTES)), body_at
+
+        pixels_at, pixels_length = None, 0
+
+        def at_pixels(tag: int, _vr: str | None, length: int) -> bool:
+            nonlocal pixels_at, pixels_length
+            if not BEFORE_PIXELS(tag):
+                if tag == PIXEL_DATA:
+                    pixels_at, pixels_length = start + body.tell(), length
+                return True
+            return False
+
+        dataset = read_dataset(
+            body,
+            is_implicit_VR=syntax == IMPLICIT_LITTLE,
+            is_little_endian=syntax != EXPLICIT_BIG,
+            stop_when=at_pixels,
+            defer_size=MAX_HEADER_BYTES,
+            specific_tags=list(KEYWORDS),
+        )
+        charset = dataset.original_character_set
+        elements = ((KEYWORDS.get(int(element.tag)), element) for element in dataset.values())
+        values = {keyword: self._value(keyword, element, charset) for keyword, element in elements if keyword}
+        return values, pixels_at, pixels_length
+
+    def _value(self, keyword: str, element: RawDataElement | DataElement, charset: str | list[str]) -> Any:
+        if isinstance(element, DataElement):
+            return element.value
+        if keyword in PADDING:  # its sign is not in its representation, where implicit, and often wrong elsewhere
+            value = element.value or b""
+            return int.from_bytes(value, "little" if element.is_little_endian else "big") if len(value) == 2 else None
+        key = (keyword, element.VR, element.value, element.is_little_endian, str(charset))
+        if key not in self._known:
+            self._known[key] = convert_raw_data_element(element, encoding=charset).value
+        return self._known[key]
+
+
+def _bounded(header: bytes) -> BytesIO:
+    """The same to read from; BadStudy where its sequences would swell beyond all use."""
+    if sum(header.count(tag) for tag in ITEM_TAGS) > MAX_ITEMS:
+        raise BadStudy(Reason.TOO_LARGE, f"more than {MAX_ITEMS} items in one header")
+    return BytesIO(header)
+
+
+def _behind_meta(tag: int, _vr: str | None, _length: int) -> bool:
+    return tag >> 16 != 2
+
+
+def _uid(value: bytes | None) -> str:
+    return (value or b"").decode("ascii").strip("\0 ")

@@ -1,0 +1,167 @@
+"""Whether the slices of a stack were made alike: two scans under one series UID make no volume. No pixels here."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from datetime import date
+from itertools import groupby
+
+import numpy as np
+
+from ttepretrain.errors import BadStudy
+from ttepretrain.volume.checks import Flag, Reason
+from ttepretrain.volume.dicom.stack import EVEN_MM, RUN_GAPS
+from ttepretrain.volume.dicom.tags import Values, has_contrast, numbers, text, texts, vendor
+
+THICKNESS_FRACTION = 0.1  # stated thicknesses that differ less are one
+HOURS_APART = 1.0  # two times that differ by more are those of two scans
+TIME_OF_DAY = re.compile(r"(\d\d):?(\d\d)")
+RETURNS = 3  # to a value behind a few slices of another; one or two may come of a value that was lost
+
+Places = Sequence[Sequence[Values]]  # in order along the stack; two pictures at one are told apart by their pixels
+Labels = list[frozenset]  # of each place, what its pictures say; empty where they say nothing
+
+
+def check_alike(places: Places) -> tuple[Flag, ...]:
+    """Flags of pictures that make one scan; BadStudy where they come of several.
+
+    A A A A B B B B A A A A  regions of a protocol: flagged    A B A A B A B  two scans between each other: refused
+    What a picture does not say is what its neighbour says.
+    """
+    if len({vendor(values) for place in places for values in place} - {""}) > 1:
+        raise BadStudy(Reason.MIXED_GEOMETRY, "slices of two manufacturers in one series")
+    if _days_between({text(values, "AcquisitionDate") for place in places for values in place}) > 1:
+        raise BadStudy(Reason.MIXED_GEOMETRY, "slices of several days in one series")
+    protocol, occasion = list(_protocol(places)), list(_occasion(places))
+    thickness = _clusters(_positive(places, "SliceThickness"), EVEN_MM, THICKNESS_FRACTION)
+    for keyword, labels in [*protocol, ("SliceThickness", thickness)]:
+        if any(length < RUN_GAPS for _, length in _stretches(labels)[1:-1]):
+            raise _mixed(keyword)
+    for keyword, labels in [*occasion, *_numbering(places)]:
+        if _returns(_stretches(labels)) >= RETURNS:
+            raise _mixed(keyword)
+    changes = any(len(_stretches(labels)) > 1 for _, labels in [*protocol, *occasion])
+    flags = (Flag.MIXED_PROTOCOL,) if changes else ()
+    return (*flags, Flag.RESCALE_VARIES) if _rescale_varies(places) else flags
+
+
+def _mixed(keyword: str) -> BadStudy:
+    return BadStudy(Reason.MIXED_GEOMETRY, f"slices of different {keyword} lie between each other")
+
+
+def _protocol(places: Places) -> Iterator[tuple[str, Labels]]:
+    yield "ConvolutionKernel", _labels(places, lambda values: text(values, "ConvolutionKernel").upper())
+    yield "KVP", _clusters(_positive(places, "KVP"), EVEN_MM)
+
+
+def _occasion(places: Places) -> Iterator[tuple[str, Labels]]:
+    """What is one in a scan, but may be lost or odd in a slice of it."""
+    for n in range(3):
+        yield "ImageType", _labels(places, lambda values, n=n: "".join(texts(values, "ImageType")[n : n + 1]))
+    yield "ContrastBolusAgent", _labels(places, lambda values: "named" if has_contrast(values) else "none")
+    yield "AcquisitionTime", _clusters(_hours(places), HOURS_APART)
+
+
+def _numbering(places: Places) -> Iterator[tuple[str, Labels]]:
+    """What may differ in a scan from one slice to the next, but does not alternate."""
+    yield "AcquisitionNumber", _labels(places, lambda values: text(values, "AcquisitionNumber"))
+    storages = defaultdict(list)
+    for place in places:
+        here = defaultdict(list)
+        for values in place:
+            # with the slope or the sign the intercept changes by rights
+            here[text(values, "RescaleSlope"), text(values, "PixelRepresentation")].append(values)
+        for storage, pictures in here.items():
+            storages[storage].append(pictures)
+    for alike in storages.values():
+        yield "RescaleIntercept", _clusters(_measured(alike, "RescaleIntercept"), 0.0)
+
+
+def _labels(places: Places, said: Callable[[Values], str]) -> Labels:
+    return [frozenset({said(values) for values in place} - {""}) for place in places]
+
+
+def _measured(places: Places, keyword: str) -> list[list[float]]:
+    """The numbers said at each place."""
+    return [[number for values in place for number in _number(values, keyword)] for place in places]
+
+
+def _positive(places: Places, keyword: str) -> list[list[float]]:
+    """The same without zeros, which stand where a value was taken out."""
+    return [[number for number in place if number > 0] for place in _measured(places, keyword)]
+
+
+def _rescale_varies(places: Places) -> bool:
+    """Whether slope or intercept change among pictures of one sign."""
+    scales = {
+        (text(values, "PixelRepresentation"), *_number(values, "RescaleSlope"), *_number(values, "RescaleIntercept"))
+        for place in places
+        for values in place
+    }
+    return len(scales) > len({sign for sign, *_ in scales})
+
+
+def _clusters(numbers: list[list[float]], slack: float, fraction: float = 0.0) -> Labels:
+    """Labels of numbers: one for those that lie no further apart than the slack, or than that share of them."""
+    known = np.unique([number for place in numbers for number in place])
+    apart = np.diff(known, prepend=known[:1]) > np.maximum(slack, fraction * known)
+    label = dict(zip(known, np.cumsum(apart)))
+    return [frozenset(label[number] for number in place) for place in numbers]
+
+
+def _number(values: Values, keyword: str) -> list[float]:
+    try:
+        return numbers(values, keyword, 1, Reason.BAD_SPACING)
+    except BadStudy:
+        return []  # not said
+
+
+def _hours(places: Places) -> list[list[float]]:
+    """When the pictures at each place were taken, by date and time where all times have a date, else by time of day.
+
+    Without dates the morning counts on from the evening where they are more than half a day apart.
+    """
+    moments = [[moment for values in place for moment in _moment(values)] for place in places]
+    days = {day for place in moments for day, _ in place}
+    if None not in days:
+        return [[24 * day + hour for day, hour in place] for place in moments]
+    known = [hour for place in moments for _, hour in place]
+    midnight = max(known) - min(known) > 12
+    return [[hour + 24 * (midnight and hour < 12) for _, hour in place] for place in moments]
+
+
+def _moment(values: Values) -> list[tuple[int | None, float]]:
+    """Day, None where no date is said, and hour; nothing without a time."""
+    said = [text(values, keyword) for keyword in ("FrameAcquisitionDateTime", "AcquisitionDateTime")]
+    said.append(text(values, "AcquisitionDate").ljust(8) + text(values, "AcquisitionTime"))
+    moment = next(filter(lambda moment: len(moment) > 8, said), "")
+    match = TIME_OF_DAY.match(moment[8:])
+    return [(_day(moment[:8]), int(match[1]) + int(match[2]) / 60)] if match else []
+
+
+def _stretches(labels: Labels) -> list[tuple[frozenset, int]]:
+    """Each label along the stack with the number of its places side by side; places that say nothing left out."""
+    return [(label, len(list(places))) for label, places in groupby(filter(None, labels))]
+
+
+def _returns(stretches: Sequence[tuple[frozenset, int]]) -> int:
+    """How often a label comes back behind one or two others of a few places each: A B A, A B C A."""
+    short = [length < RUN_GAPS for _, length in stretches]
+    return sum(
+        any(stretches[j][0] == label and all(short[i + 1 : j]) for j in (i + 2, i + 3) if j < len(stretches))
+        for i, (label, _) in enumerate(stretches)
+    )
+
+
+def _days_between(dates: set[str]) -> int:
+    days = {_day(said) for said in dates} - {None}
+    return max(days, default=0) - min(days, default=0)
+
+
+def _day(said: str) -> int | None:
+    try:
+        return date.fromisoformat(said).toordinal()
+    except ValueError:
+        return None

@@ -1,0 +1,89 @@
+"""One phase of a series that passes its positions several times: contrast phases, repeats, 4D.
+
+position  1 2 3 4 5 | 1 2 3 4 5        one tag with one value on the left and another on the right: two phases
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from ttepretrain.volume.checks import Flag, Reason
+from ttepretrain.volume.dicom.frames import Picture
+from ttepretrain.volume.dicom.tags import numbers, text, texts
+
+# The first that tells all phases apart counts.
+TAGS_OF_PHASES = (
+    "TemporalPositionIndex",
+    "TemporalPositionIdentifier",
+    "AcquisitionNumber",
+    "AcquisitionTime",
+    "ContentTime",
+)
+DATES = {"AcquisitionTime": "AcquisitionDate", "ContentTime": "ContentDate"}
+HALF_A_DAY = 120_000  # HHMMSS; times of one date, or of none, that lie further apart have midnight between them
+
+
+def one_phase(pictures: Sequence[Picture], which: str, source: Path) -> tuple[list[Picture], tuple[Flag, ...]]:
+    """The pictures of the `first` or `last` phase, of those in the file `source` where it is one.
+
+    All pictures where there is one phase, or `which` is `refuse`. Phases are told apart only where each of them has
+    one picture at every position of the series, reconstructed as in the others. What stays together, two pictures at
+    a position, is for the stack to refuse.
+    """
+    spots = [_spot(picture) for picture in pictures]
+    every = set(spots)
+    if which == "refuse" or len(every) == len(spots):
+        return list(pictures), ()
+    for keyword in TAGS_OF_PHASES:
+        members = defaultdict(list)
+        for number, value in enumerate(_values(pictures, keyword)):
+            members[value].append(number)
+        if None in members or len(members) * len(every) != len(spots):
+            continue
+        if all({spots[n] for n in phase} == every for phase in members.values()):
+            own = {value for value, phase in members.items() if any(pictures[n].header.file == source for n in phase)}
+            chosen = (min if which == "first" else max)(own or members)
+            return [pictures[n] for n in members[chosen]], (Flag.OTHER_PHASES,)
+    return list(pictures), ()
+
+
+def _spot(picture: Picture) -> tuple:
+    """Position in .01 mm, kernel and image type: two reconstructions of one acquisition are no two phases."""
+    position = numbers(picture.values, "ImagePositionPatient", 3, Reason.BAD_AFFINE)
+    made = (tuple(texts(picture.values, keyword)) for keyword in ("ConvolutionKernel", "ImageType"))
+    return (*(round(mm, 2) for mm in position), *made)
+
+
+def _values(pictures: Sequence[Picture], keyword: str) -> list[tuple[str, float] | None]:
+    """(date, number) of each picture, in order of time; None where it has no number, or midnight may hide the order.
+
+    The date is empty for numbers that are no times, and for all pictures where one of them has none.
+    """
+    said = [text(picture.values, keyword) for picture in pictures]
+    if keyword not in DATES:
+        return [_pair("", value) for value in said]
+    dates = [text(picture.values, DATES[keyword]) for picture in pictures]
+    if not all(len(date) == 8 and date.isdigit() for date in dates):
+        dates = [""] * len(said)
+    pairs = [_pair(date, _six_digits(value)) for date, value in zip(dates, said)]
+    times = [pair[1] for pair in pairs if pair is not None]
+    if times and len(set(dates)) == 1 and max(times) - min(times) > HALF_A_DAY:
+        return [None] * len(pairs)
+    return pairs
+
+
+def _pair(date: str, said: str) -> tuple[str, float] | None:
+    try:
+        value = float(said)
+    except ValueError:
+        return None
+    return (date, value) if math.isfinite(value) else None
+
+
+def _six_digits(said: str) -> str:
+    """HHMMSS.f of HH, HHMM or HHMMSS.f."""
+    whole, point, fraction = said.partition(".")
+    return whole and whole.ljust(6, "0") + point + fraction

@@ -1,0 +1,212 @@
+"""From an ordered DICOM stack to HU: unused bits, rescaling, padding, duplicates, even spacing.
+
+Uncompressed pixels are read here, from where the header says they lie; everything else is decoded behind the fence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+
+from ttepretrain.errors import BadStudy
+from ttepretrain.volume.checks import AIR_HU, Flag, Reason
+from ttepretrain.volume.dicom.decoder import decoded
+from ttepretrain.volume.dicom.decoder_child import CodedFile
+from ttepretrain.volume.dicom.frames import Picture
+from ttepretrain.volume.dicom.headers import Header
+from ttepretrain.volume.dicom.stack import Stack
+from ttepretrain.volume.dicom.syntaxes import DEFLATED, EXPLICIT_BIG, NATIVE
+from ttepretrain.volume.dicom.tags import SliceHeader, numbers
+
+INT16 = -(2**15), 2**15 - 1
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How a stored 16-bit value becomes HU."""
+
+    bits: int
+    signed: bool
+    clear: bool  # bits above the stored ones may hold anything
+    padding: tuple[int, int] | None  # lowest and highest value that is no measurement
+    slope: float
+    intercept: float
+
+
+def read_stack(stack: Stack, pictures: Sequence[Picture]) -> tuple[np.ndarray, tuple[Flag, ...]]:
+    """hu_DHW on the stack's even grid: int16 where every value is whole, else float32."""
+    slices = {(s.file, s.frame): (d, s) for d, place in enumerate(stack.places) for s in place}
+    whole = all(s.slope == int(s.slope) and s.intercept == int(s.intercept) for _, s in slices.values())
+    first = stack.places[0][0]
+    hu_DHW = np.empty((len(stack.places), *first.shape_HW), np.int16 if whole else np.float32)
+    flags: tuple[Flag, ...] = ()
+    filled = np.zeros(len(hu_DHW), bool)
+    for picture, stored_HW in _stored(pictures):
+        d, header = slices[picture.header.file, picture.frame]
+        hu_HW = to_hu(stored_HW, _storage(picture, header))
+        if not filled[d]:
+            hu_DHW[d], filled[d] = hu_HW, True
+            continue
+        if not np.array_equal(hu_DHW[d], hu_HW.astype(hu_DHW.dtype)):
+            raise BadStudy(Reason.DUPLICATE_SLICE, "two different slices at one position")
+        flags = (Flag.DUPLICATE_DROPPED,)
+    flags += _suspicious(hu_DHW)
+    if Flag.UNEVEN_SPACING in stack.flags:
+        hu_DHW = _interpolate(hu_DHW, stack.offsets_mm, stack.grid_mm)
+    return hu_DHW, flags
+
+
+def _suspicious(hu_DHW: np.ndarray) -> tuple[Flag, ...]:
+    """Flags of slices without a picture, and of one picture at two positions."""
+    seen: dict[bytes, np.ndarray] = {}
+    constant, repeated = 0, False
+    for hu_HW in hu_DHW:
+        if hu_HW.min() == hu_HW.max():
+            constant += 1
+            continue
+        row = hu_HW[len(hu_HW) // 2].tobytes()  # compared first, since all pairs of slices are many
+        repeated |= row in seen and np.array_equal(seen[row], hu_HW)
+        seen[row] = hu_HW
+    flags = (Flag.CONSTANT_SLICE,) if 0 < constant < len(hu_DHW) else ()
+    return (*flags, Flag.REPEATED_SLICE) if repeated else flags
+
+
+def to_hu(stored_HW: np.ndarray, storage: Storage) -> np.ndarray:
+    """HU of stored bit patterns, given as uint16: int16 where slope and intercept are whole, else float32."""
+    spare = 16 - storage.bits if storage.clear else 0
+    values = whole = stored_HW.astype(np.int16 if storage.signed else np.uint16, copy=False)
+    if spare:
+        values = values << spare
+        values >>= spare
+    slope, intercept = storage.slope, storage.intercept
+    if slope != int(slope) or intercept != int(intercept):
+        hu_HW = (values * slope + intercept).astype(np.float32)
+    elif slope == 1 and abs(intercept) < 2**15:
+        hu_HW = _shifted(values, int(intercept))
+    else:
+        hu_HW = np.clip(values.astype(np.int32) * int(slope) + int(intercept), *INT16).astype(np.int16)
+    if storage.padding is not None:
+        low, high = storage.padding
+        hu_HW[(values >= low) & (values <= high)] = AIR_HU
+        if spare and low == high:  # padding that needs more bits than are stored
+            hu_HW[whole == low] = AIR_HU
+    return hu_HW
+
+
+def _shifted(values_HW: np.ndarray, intercept: int) -> np.ndarray:
+    """int16 of values + intercept, clipped to it; a copy in 32 bits would take five times as long."""
+    dtype = values_HW.dtype.type
+    low, high = (np.clip(end - intercept, np.iinfo(dtype).min, np.iinfo(dtype).max) for end in INT16)
+    # the sum may wrap around on its way, but that of clipped values ends within int16
+    return values_HW.clip(dtype(low), dtype(high)).view(np.int16) + np.int16(intercept)
+
+
+def _storage(picture: Picture, header: SliceHeader) -> Storage:
+    values = picture.values
+    bits, signed = _bits(picture.header)
+    padding = None
+    ends = [values.get("PixelPaddingValue"), values.get("PixelPaddingRangeLimit")]
+    if isinstance(ends[0], int):
+        ends = [end if isinstance(end, int) else ends[0] for end in ends]
+        # the sign of padding is often not that of the pixels: the pixels' counts
+        ends = [end % 65536 - 65536 * (signed and end % 65536 > 32767) for end in ends]
+        padding = (min(ends), max(ends))
+    return Storage(bits, signed, picture.header.syntax in (*NATIVE, DEFLATED), padding, header.slope, header.intercept)
+
+
+def _bits(header: Header) -> tuple[int, bool]:
+    """Stored bits, and whether they are signed."""
+    bits, highest, signed = (
+        int(numbers(header.values, keyword, 1, Reason.UNREADABLE)[0])
+        for keyword in ("BitsStored", "HighBit", "PixelRepresentation")
+    )
+    if not 1 <= bits <= 16 or highest != bits - 1 or signed not in (0, 1):
+        raise BadStudy(Reason.UNREADABLE, f"{bits} bits stored, highest bit {highest}, sign {signed}")
+    return bits, bool(signed)
+
+
+def _stored(pictures: Sequence[Picture]) -> Iterator[tuple[Picture, np.ndarray]]:
+    """Every picture with its stored bit patterns, uint16 [H, W]."""
+    coded, order = [], []
+    for _, group in groupby(pictures, key=lambda picture: id(picture.header)):
+        frames = {picture.frame: picture for picture in group}
+        header = next(iter(frames.values())).header
+        if header.syntax in NATIVE:
+            yield from _native(header, frames)
+        else:
+            coded.append(_coded(header))
+            order += [frames.get(frame) for frame in range(coded[-1].frames)]
+    if not coded:
+        return
+    # zip asks for another frame at the end, which tells the decoder's side that all is well
+    for stored_HW, picture in zip(decoded(coded), order):
+        if picture is not None:
+            yield picture, stored_HW
+
+
+def _native(header: Header, frames: dict[int, Picture]) -> Iterator[tuple[Picture, np.ndarray]]:
+    """The frames' pictures with their bit patterns, read from their place in the file."""
+    _bits(header)
+    shape_HW = _shape_HW(header)
+    count = math.prod(shape_HW)
+    _check_length(header)
+    dtype = ">u2" if header.syntax == EXPLICIT_BIG else "<u2"
+    with header.file.open("rb") as handle:
+        for frame, picture in frames.items():
+            handle.seek(header.pixels_at + 2 * count * frame)
+            stored_HW = np.empty(shape_HW, dtype)
+            if handle.readinto(stored_HW) < stored_HW.nbytes:
+                raise BadStudy(Reason.TRUNCATED, "the file ends within its pixels")
+            yield picture, stored_HW
+
+
+def _check_length(header: Header) -> None:
+    """BadStudy unless the uncompressed pixels are as many as stated: a row too many may be one that Rows forgot. Less
+    than a row behind them is padding.
+    """
+    expected = 2 * math.prod(_shape_HW(header)) * _frame_count(header)
+    if header.pixels_at is None or header.pixels_length < expected:
+        raise BadStudy(Reason.TRUNCATED, "fewer pixels than the header states")
+    if header.pixels_length >= expected + 2 * _shape_HW(header)[1]:
+        raise BadStudy(Reason.UNREADABLE, "the picture does not have the size its header states")
+
+
+def _frame_count(header: Header) -> int:
+    return int(header.values.get("NumberOfFrames") or 1)
+
+
+def _shape_HW(header: Header) -> tuple[int, int]:
+    return int(header.values["Rows"]), int(header.values["Columns"])
+
+
+def _coded(header: Header) -> CodedFile:
+    bits, signed = _bits(header)
+    deflated = header.syntax == DEFLATED
+    if deflated:
+        _check_length(header)
+    elif header.pixels_at is None:
+        raise BadStudy(Reason.TRUNCATED, "a slice without pixels")
+    rows, columns = _shape_HW(header)
+    return CodedFile(
+        file=str(header.file),
+        syntax=header.syntax,
+        at=header.body_at if deflated else header.pixels_at,
+        skip=header.pixels_at if deflated else 0,
+        frames=_frame_count(header),
+        rows=rows,
+        columns=columns,
+        bits_stored=bits,
+        signed=int(signed),
+    )
+
+
+def _interpolate(hu_DHW: np.ndarray, offsets_mm: np.ndarray, grid_mm: np.ndarray) -> np.ndarray:
+    """Linear in between: float32 slices at `grid_mm` from slices at `offsets_mm`."""
+    right = np.clip(np.searchsorted(offsets_mm, grid_mm, side="right"), 1, len(offsets_mm) - 1)
+    part = (grid_mm - offsets_mm[right - 1]) / (offsets_mm[right] - offsets_mm[right - 1])
+    part = part.astype(np.float32)[:, None, None]
+    return hu_DHW[right - 1] * (1 - part) + hu_DHW[right] * part
