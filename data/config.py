@@ -12,7 +12,7 @@ class CohortConfig:
     """The synthetic cohort. The sizes themselves are frozen in data/cohort/exam.py."""
 
     size: str = "default"  # tiny | default
-    seed: int = 0
+    seed: int = 0  # another seed gives other patients under the same rules
 
     def __post_init__(self) -> None:
         require_choice("cohort.size", self.size, ("tiny", "default"))
@@ -24,20 +24,20 @@ class InputConfig:
     """All paths None: the run's own synthetic cohort (`<root>/<name>/cohort`) is the input."""
 
     studies: str | None = None  # studies.parquet or .csv, or INSPECT's study_mapping_*.tsv
-    keep_rsna: bool = False  # INSPECT: also studies of provenance rsna, which RSPECT has too
+    keep_rsna: bool = False  # INSPECT: keep the studies of provenance rsna, which RSPECT has too
     ehr: str | None = None  # folder of a MEDS data set or of OMOP CDM tables
-    ontology: str | None = None  # folder of an Athena export; None: what lies in `ehr` alone
-    splits: str | None = None  # parquet or csv: subject_id, split; overrides the data set's own
+    ontology: str | None = None  # folder of an Athena export; None: use only what lies in `input.ehr`
+    splits: str | None = None  # parquet or csv with subject_id and split; overrides the splits of the EHR
 
 
 @dataclass
 class PrepareConfig:
-    stages: list[str] = field(default_factory=lambda: ["labels", "volumes"])
-    max_bad_fraction: float = 0.01  # bad studies beyond max(10, this share of all) stop the run with exit 3
-    num_cpus: int | None = None  # Ray workers on this machine; None: all cores
-    salt_file: str | None = None  # share one salt between related prepared folders
-    trust_mtime: bool = False  # take sources whose files kept size and date as unchanged, instead of hashing them
-    split_seed: int = 0  # subject hash 70/10/20 where no table says
+    stages: list[str] = field(default_factory=lambda: ["labels", "volumes"])  # what to prepare: one or both
+    max_bad_fraction: float = 0.01  # more bad studies than max(10, this share of all) end the run with exit code 3
+    num_cpus: int | None = None  # number of Ray workers on this machine; None: one per core
+    salt_file: str | None = None  # file with the salt to use, to share keys with a related folder; None: a new salt
+    trust_mtime: bool = False  # take a scan whose files kept size and time as unchanged, without hashing it
+    split_seed: int = 0  # seed of the 70/10/20 split by subject, used where no table gives splits
 
     def __post_init__(self) -> None:
         for stage in self.stages:

@@ -11,23 +11,23 @@ from ttepretrain.config import require, require_choice
 
 @dataclass
 class EhrConfig:
-    recurrence: str = "all"  # all | incident: incident leaves a row's tasks with history out
-    blackout_days: float = 1.0  # delayed entry b: an event counts iff b < T <= censor
-    num_tasks: int = 8192  # K, at most; the pinned death task comes on top
-    num_bins: int = 8  # T, at most; tied edges are merged
-    min_events: int = 20  # train events in the risk set, per task
-    min_patients: int = 11  # train subjects with such an event, per task
-    exclude: list[str] | None = None  # codes that are no tasks, nor all above and below; a trailing * is any ending
-    exclude_phenotypes: bool = True  # so are the codes of the prognosis phenotypes; those of a diagnosis always are
-    max_task_overlap: float | None = None  # in (0, 1): of two tasks whose train patients overlap more the later goes
-    tasks: str | None = None  # a frozen tasks.json: its tasks, bins and rates as they are, nothing is fitted
-    phenotypes: str = "configs/phenotypes/default.yaml"
-    label_tables: list[str] | None = None  # parquet or csv: outcomes that no code tells (data/given/label_tables.py)
-    death_before_horizon: str = "negative"  # negative | censored: label of a phenotype that death came before
-    followup: str = "last_event"  # last_event | death | observation_period | cutoff
-    cutoff_date: str | None = None  # YYYY-MM-DD, end of that day; required by followup=cutoff
-    date_only: str = "midnight"  # midnight: a time of 00:00:00 is a date; never
-    timezone: str | None = None  # local zone that zoned times are converted to; None refuses zoned times
+    recurrence: str = "all"  # all | incident: incident leaves out the tasks that a study has history of
+    blackout_days: float = 1.0  # days after the scan in which no event counts: b < T <= C
+    num_tasks: int = 8192  # at most this many tasks; the death task comes on top
+    num_bins: int = 8  # at most this many time bins; equal edges are merged
+    min_events: int = 20  # a task needs this many train studies with an event at risk
+    min_patients: int = 11  # a task needs this many train subjects with such an event; smaller counts are hidden
+    exclude: list[str] | None = None  # codes to keep out of the tasks, and all above and below them; X* is any ending
+    exclude_phenotypes: bool = True  # keep the codes of prognosis phenotypes out too; those of a diagnosis always are
+    max_task_overlap: float | None = None  # in (0, 1): drop a task that shares more of its patients with a better one
+    tasks: str | None = None  # path of a frozen tasks.json to take as it is; None: tasks and bins are fitted
+    phenotypes: str = "configs/phenotypes/default.yaml"  # file that defines the outcomes to evaluate
+    label_tables: list[str] | None = None  # parquet or csv files with outcomes that no code records
+    death_before_horizon: str = "negative"  # negative | censored: label when death comes before the horizon
+    followup: str = "last_event"  # last_event | death | observation_period | cutoff: what ends follow-up
+    cutoff_date: str | None = None  # YYYY-MM-DD, last day of follow-up; `ehr.followup=cutoff` needs it
+    date_only: str = "midnight"  # midnight | never: with midnight, a time of 00:00:00 is a date without a time
+    timezone: str | None = None  # zone to convert zoned times to, such as Europe/Berlin; None: zoned times are refused
 
     def __post_init__(self) -> None:
         require_choice("ehr.recurrence", self.recurrence, ("all", "incident"))

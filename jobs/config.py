@@ -16,17 +16,17 @@ from ttepretrain.volume.spec import VolumeConfig
 
 @dataclass
 class PathsConfig:
-    root: str = "runs"  # outputs go to <root>/<name>/
+    root: str = "runs"  # folder of all outputs; a run writes to its own folder in it, which is called `name`
 
 
 @dataclass
 class EvalConfig:
-    arms: list[str] = field(default_factory=lambda: ["base_random", "tte"])  # of untrained encoders and trained ones
-    horizons_days: list[float] = field(default_factory=lambda: [30.0, 180.0, 365.0])
-    bootstraps: int = 1000  # patient resamples behind every interval
-    batch_size: int = 8  # studies embedded at once
-    precision: str = "auto"  # of the features: fp32 | bf16 | auto, as in train.precision
-    seed: int = 0  # of the resamples
+    arms: list[str] = field(default_factory=lambda: ["base_random", "tte"])  # base_random | base | a trained arm
+    horizons_days: list[float] = field(default_factory=lambda: [30.0, 180.0, 365.0])  # days from the scan
+    bootstraps: int = 1000  # resamples of patients behind every interval, at least 100
+    batch_size: int = 8  # studies embedded in one forward pass
+    precision: str = "auto"  # fp32 | bf16 | auto, of the features; as in `train.precision`
+    seed: int = 0  # seed of the resamples
 
     def __post_init__(self) -> None:
         require(len(self.arms) > 0, "eval.arms", self.arms, "must name at least one arm")
@@ -49,7 +49,7 @@ class ReportConfig:
 
 @dataclass
 class RunConfig:
-    name: str = "default"  # folder under paths.root
+    name: str = "default"  # name of the run, and of its folder below `paths.root`
     paths: PathsConfig = field(default_factory=PathsConfig)
     cohort: CohortConfig = field(default_factory=CohortConfig)
     input: InputConfig = field(default_factory=InputConfig)

@@ -25,12 +25,12 @@ WEIGHT_FILES = {
 class ViTConfig:
     """Sizes of encoder vit_liere."""
 
-    patch: list[int] = field(default_factory=lambda: [16, 16, 16])  # voxels of a token, D H W
-    depth: int = 12  # layers
-    width: int = 768  # features of a token
-    heads: int = 12
-    block: int = 8  # b of LieRE's rotations: 2 is RoPE-Mixed, width / heads is dense
-    extent_mm: float | None = None  # positions: mm over this; None: patch index over the number of patches per axis
+    patch: list[int] = field(default_factory=lambda: [16, 16, 16])  # voxels per token, D H W
+    depth: int = 12  # number of layers
+    width: int = 768  # features per token
+    heads: int = 12  # attention heads; must divide the width
+    block: int = 8  # b of LieRE's rotations: 2 is RoPE-Mixed, width / heads is dense; must divide width / heads
+    extent_mm: float | None = None  # positions are mm over this; None: patch index over the number of patches
 
     def __post_init__(self) -> None:
         require(
@@ -53,12 +53,12 @@ class ViTConfig:
 
 @dataclass
 class ModelConfig:
-    encoder: str = "densenet121"
-    init: str = "random"  # random | path of an export | LAYOUT:PATH of a weight file (docs/models.md)
-    # group: no dependence between the studies of a batch; group_ws: and standardised kernels; batch: frozen when loaded
+    encoder: str = "densenet121"  # name of the network (docs/reference/encoders.md)
+    init: str = "random"  # random | path of an export | LAYOUT:PATH of a weight file (docs/how-to/load-weights.md)
+    # group: GroupNorm; group_ws: GroupNorm and standardised kernels; batch: BatchNorm, frozen when weights are loaded
     norm: str = "group"
-    head_dim: int = 512  # D: rank of the head's factorisation
-    activation_checkpointing: bool = False  # keep block inputs alone and compute the rest again in the backward pass
+    head_dim: int = 512  # D, the rank of the head's factorisation
+    activation_checkpointing: bool = False  # less memory, one more forward pass; same features and gradients
     vit: ViTConfig = field(default_factory=ViTConfig)  # encoder vit_liere
 
     def __post_init__(self) -> None:
@@ -105,4 +105,4 @@ class ModelConfig:
 
 @dataclass
 class ExportConfig:
-    descriptions: bool = False  # task descriptions of licensed or local vocabularies too (synthetic data: always)
+    descriptions: bool = False  # export descriptions of licensed and local vocabularies too (synthetic data: always)

@@ -14,29 +14,29 @@ DEFAULT_LR, DEFAULT_LR_OF = 0.01, {"swin_unetr": 0.001}  # at .01 its first step
 
 @dataclass
 class TrainConfig:
-    arm: str = "tte"  # what is learnt (docs/training.md): tte | visit | mtl | ssl
-    epochs: int = 20
-    max_steps: int | None = None  # stop early after this many steps; None: epochs decide
-    batch_size: int = 8  # studies of one optimizer step over all processes
-    # encoder, peak: a kernel of n inputs takes lr / n (standardised: lr / sqrt n): a step moves its output by about lr
-    lr: float | None = None  # None: .01, for swin_unetr .001; deep networks with group_ws need that too (models.md)
-    head_lr: float = 0.02  # head, likewise
-    warmup_fraction: float = 0.05  # of all steps, linear; then a cosine to 1 % of the peak
-    head_fit_studies: int = 1024  # train studies whose untrained features the head is fitted to before step 1; 0: none
-    head_fit_deviation: float = 0.5  # of a task's log hazard between studies, what the fit's prior allows
-    weight_decay: float = 0.05  # on matrices and kernels; never on norms, biases and the bias table
-    grad_clip: float = 1.0  # global norm
+    arm: str = "tte"  # what the encoder learns: tte | visit | mtl | ssl (docs/reference/training.md)
+    epochs: int = 20  # passes over the train studies
+    max_steps: int | None = None  # stop after this many steps; None: `train.epochs` decides
+    batch_size: int = 8  # studies per optimizer step, over all processes together
+    # peak rate of the encoder; a kernel with n inputs takes lr / n, a standardised one lr / sqrt(n)
+    lr: float | None = None  # None: .01, for swin_unetr .001; set .001 for deep networks with group_ws
+    head_lr: float = 0.02  # peak rate of the head; a matrix with n inputs takes head_lr / n
+    warmup_fraction: float = 0.05  # share of the steps with a linear rise; then a cosine to 1 % of the peak
+    head_fit_studies: int = 1024  # train studies to fit the head to before the first step; 0: no fit
+    head_fit_deviation: float = 0.5  # prior of that fit: standard deviation of a task's log hazard between studies
+    weight_decay: float = 0.05  # of matrices and kernels; none on norms, biases and the bias table
+    grad_clip: float = 1.0  # largest global norm of the gradient
     precision: str = "auto"  # fp32 | bf16 | auto: bf16 where the device computes it and a self-test agrees with fp32
-    zero_stage: int = 0  # DeepSpeed ZeRO 0..3: what ranks share out: nothing, optimizer, gradients, weights
-    augment: float = 1.0  # share of the limits in volume/augment.py; 0: none
-    augment_flip: float = 0.0  # share of the views mirrored left to right; 0: none, since the sides of a body differ
-    augment_blur: float = 0.0  # voxels, largest standard deviation of a view's Gaussian blur; 0: none
-    seed: int = 0
-    checkpoint_minutes: float = 10.0  # wall time between checkpoints, 0: every step; one more after every epoch
-    keep_checkpoints: int = 3
-    max_bad_steps: int = 10  # steps skipped for a loss or gradient that is not finite, before exit 6
-    log_seconds: float = 10.0  # between progress lines in a log file
-    allow_change: list[str] | None = None  # keys that may differ from the checkpoint's configuration
+    zero_stage: int = 0  # DeepSpeed ZeRO, what is sharded: 0 nothing, 1 optimizer, 2 and gradients, 3 and weights
+    augment: float = 1.0  # share of the augmentation's limits (docs/reference/volumes.md), 0 to 2; 0: none
+    augment_flip: float = 0.0  # share of views mirrored left to right; 0: none, since the sides of a body differ
+    augment_blur: float = 0.0  # largest standard deviation of a view's Gaussian blur, in voxels; 0: none
+    seed: int = 0  # of weights, order of the studies and augmentation
+    checkpoint_minutes: float = 10.0  # minutes between checkpoints, 0: after every step; one more after every epoch
+    keep_checkpoints: int = 3  # number of newest checkpoints to keep
+    max_bad_steps: int = 10  # skipped steps (loss or gradient not finite) before the run ends with exit code 6
+    log_seconds: float = 10.0  # seconds between progress lines in a log file
+    allow_change: list[str] | None = None  # keys that may differ from those of the checkpoint; None: none
 
     def __post_init__(self) -> None:
         require_choice("train.arm", self.arm, ARMS)

@@ -76,13 +76,13 @@ PRESETS = {
 
 @dataclass
 class VolumeConfig:
-    preset: str = "default"  # default | small | merlin | reference
-    spacing_mm: list[float] | None = None  # D H W; None: the preset's
-    shape_DHW: list[int] | None = None  # voxels; None: the preset's
-    hu_range: list[int] | None = None  # lowest, highest stored HU; None: the preset's
-    windows: list[list[float]] | None = None  # [[centre, width], ...] in HU, a channel each; None: the preset's
+    preset: str = "default"  # default | small | merlin | reference: values of the next four keys
+    spacing_mm: list[float] | None = None  # mm per voxel, D H W; None: as in the preset
+    shape_DHW: list[int] | None = None  # voxels, D H W; None: as in the preset
+    hu_range: list[int] | None = None  # lowest and highest stored HU; None: as in the preset
+    windows: list[list[float]] | None = None  # [[centre, width], ...] in HU, one channel each; None: as in the preset
     series: SeriesConfig = field(default_factory=SeriesConfig)  # which DICOM series is read
-    max_gap_mm: float = MAX_GAP_MM  # a wider step between DICOM slices refuses the study
+    max_gap_mm: float = MAX_GAP_MM  # mm; a wider step between two DICOM slices refuses the study
 
     def __post_init__(self) -> None:
         require_choice("volume.preset", self.preset, sorted(PRESETS))

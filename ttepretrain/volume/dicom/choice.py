@@ -51,12 +51,13 @@ DEFAULT_READING, WHATEVER = Reading(), Wanted()
 
 @dataclass
 class SeriesConfig:
-    prefer: list[str] = field(default_factory=lambda: list(Reading().prefer))  # original most_slices thinnest kernel
-    kernels: list[str] = field(default_factory=list)  # e.g. [B30f, STANDARD], the best first, for `kernel`
-    min_slices: int = 0  # positions; series with fewer are left out
-    min_thickness_mm: float | None = None  # by SliceThickness
-    max_thickness_mm: float | None = None
-    phase: str = "first"  # first | last | refuse, of a series that passes its positions several times
+    # which series to read: original | most_slices | thinnest | kernel; the first decides, the next breaks ties
+    prefer: list[str] = field(default_factory=lambda: list(Reading().prefer))
+    kernels: list[str] = field(default_factory=list)  # for `kernel`: the best first, e.g. [B30f, STANDARD]
+    min_slices: int = 0  # slice positions; series with fewer are left out
+    min_thickness_mm: float | None = None  # SliceThickness, mm; where set, series without one are left out too
+    max_thickness_mm: float | None = None  # likewise
+    phase: str = "first"  # first | last | refuse: of a series that passes its positions several times
 
     def __post_init__(self) -> None:
         require_choice("volume.series.phase", self.phase, PHASES)
