@@ -198,4 +198,4 @@ def _options(arguments: list[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    exit_with(main)
+    exit_with(main, "gpu")

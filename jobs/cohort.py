@@ -40,4 +40,4 @@ def _in_workers(num_cpus: int | None) -> Callable[[Callable, Iterable], Iterator
 
 
 if __name__ == "__main__":
-    exit_with(main)
+    exit_with(main, "cohort")

@@ -14,7 +14,6 @@ import dataclasses
 import inspect
 import io
 import re
-import sys
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
@@ -148,4 +147,4 @@ def _cell(meaning: str) -> str:
 
 
 if __name__ == "__main__":
-    exit_with(main, sys.argv[1:])
+    exit_with(main, "config_reference")

@@ -46,11 +46,11 @@ def evaluate(config: RunConfig) -> list:
     import torch
 
     from data.batches.loader import PreparedStudies
-    from data.given.study_table import SPLITS
     from data.prepared.outcomes import read_outcome_table
     from jobs.embedding import embed_arms
     from ttepretrain.evaluation.bootstrap import patient_weights
     from ttepretrain.evaluation.table import score_split
+    from ttepretrain.splits import SPLITS
 
     splits = [PreparedStudies.open(config.prepared_folder, split) for split in SPLITS]
     features = embed_arms(config, splits, "cuda" if torch.cuda.is_available() else "cpu")
@@ -135,4 +135,4 @@ def _write_metrics(folder: Path, rows: Sequence, probes: dict) -> None:
 
 
 if __name__ == "__main__":
-    exit_with(main)
+    exit_with(main, "evaluation")

@@ -243,4 +243,4 @@ def say(message: str) -> None:
 
 
 if __name__ == "__main__":
-    exit_with(main)
+    exit_with(main, "prepare")

@@ -190,4 +190,4 @@ def _locked(folder: Path):
 
 
 if __name__ == "__main__":
-    exit_with(main)
+    exit_with(main, "pretrain")

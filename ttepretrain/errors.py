@@ -8,12 +8,13 @@ from __future__ import annotations
 import errno
 import shutil
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import ClassVar
+
+from ttepretrain.log import log, show_log
 
 
 class ExitCode(IntEnum):
@@ -29,6 +30,9 @@ class ExitCode(IntEnum):
     LEAKAGE = 7  # a subject in two splits, held-out data in training, identifiers in an output
     INTERRUPTED = 75  # stopped after a good save: run the same command again
 
+
+MAX_BAD_FRACTION = 0.01  # share of refused scans that a command accepts
+ALWAYS_ALLOWED = 10  # refused scans it accepts whatever their share, up to half of all
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_IN_WORDS = tuple(f"(os error {number})" for number in _DISK_FULL)
@@ -82,11 +86,9 @@ class BadStudy(Exception):
         return f"{self.code}: {self.detail}"
 
 
-def unexpected(error: Exception) -> BadStudy:
-    """Refusal of one study by an exception nobody foresaw: its type and place, never its message, which may name."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    place = f"{PurePath(frame.filename).name}:{frame.lineno}"
-    return BadStudy("UNEXPECTED", f"{type(error).__name__} in {place}")
+def most_bad(num_scans: int, max_bad_fraction: float = MAX_BAD_FRACTION) -> float:
+    """How many of `num_scans` may be refused before a command stops with BadDataError."""
+    return min(max(ALWAYS_ALLOWED, max_bad_fraction * num_scans), num_scans / 2)
 
 
 @contextmanager
@@ -102,13 +104,14 @@ def declared_full_disk(folder: Path, what: str) -> Iterator[None]:
         raise ResourceError(f"disk full ({free >> 20} MiB free) while writing {what}; free some space") from None
 
 
-def exit_with(main: Callable[[list[str]], None], arguments: list[str] | None = None) -> None:
-    """Run a command and leave the process with the exit code of what happened."""
+def exit_with(main: Callable[[list[str]], None], command: str, arguments: list[str] | None = None) -> None:
+    """Run a command, show its log under the command's name, and exit with the code of what happened."""
+    show_log(command)
     try:
         main(sys.argv[1:] if arguments is None else arguments)
     except DeclaredError as error:
-        print(f"error: {error}", file=sys.stderr)
+        log.error("%s", error)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
+        log.error("interrupted; run the same command again to resume")
         sys.exit(ExitCode.INTERRUPTED)

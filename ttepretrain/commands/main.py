@@ -16,7 +16,7 @@ SAVE_SECONDS = 60.0  # work that a killed run loses at most
 
 def main() -> None:
     """Entry point of the `ttepretrain` script."""
-    exit_with(run)
+    exit_with(run, "ttepretrain")
 
 
 def run(arguments: list[str]) -> None:
