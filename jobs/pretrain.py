@@ -104,7 +104,9 @@ def supply_of(config: RunConfig, train, tuning, ranks, precision: str):
         "seed": settings.seed,
         "train_studies": len(train),
         "train_subjects": len(set(train.subject_key)),
-        "follow_up_days": train.labels.follow_up_days(train.subject_key, config.ehr.min_patients),
+        "follow_up_days": train.labels.follow_up_days(
+            train.subject_key, train.tasks.least_patients(config.ehr.min_patients)
+        ),
         "fitted_on": train.tasks.fitted_on,
         "data_fingerprint": train.fingerprint,
         **provenance(PACKAGES),

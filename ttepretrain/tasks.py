@@ -38,6 +38,7 @@ class TaskSet:
     recurrence: str  # all | incident
     death_task: int | None  # index; None when no train subject died at risk
     fitted_on: dict  # {"hash": keyed hash of the train subjects, "count": how many}
+    min_patients: int | None = None  # small-cell threshold it was made under; None: a file from before it was stored
 
     def __post_init__(self) -> None:
         edges = self.bin_edges_days
@@ -49,6 +50,8 @@ class TaskSet:
             raise ValueError(f"recurrence must be all or incident; got {self.recurrence!r}")
         if self.death_task is not None and not 0 <= self.death_task < len(self.tasks):
             raise ValueError(f"death_task must be one of {len(self.tasks)} tasks or null; got {self.death_task}")
+        if self.min_patients is not None and self.min_patients < 1:
+            raise ValueError(f"min_patients must be at least 1 or null; got {self.min_patients}")
 
     @property
     def num_tasks(self) -> int:
@@ -62,6 +65,10 @@ class TaskSet:
     def codes(self) -> tuple[str, ...]:
         return tuple(task.code for task in self.tasks)
 
+    def least_patients(self, configured: int) -> int:
+        """Small-cell threshold to keep: the stricter of the configured one and the one the tasks were made under."""
+        return max(configured, self.min_patients or 0)
+
     def save(self, path: Path) -> None:
         document = {
             "schema_version": SCHEMA_VERSION,
@@ -71,6 +78,7 @@ class TaskSet:
             "recurrence": self.recurrence,
             "death_task": self.death_task,
             "tasks": [],
+            "min_patients": self.min_patients,
             "fitted_on": self.fitted_on,
         }
         tasks = ({k: None if v != v else v for k, v in vars(task).items()} for task in self.tasks)
@@ -97,6 +105,7 @@ class TaskSet:
                 recurrence=document["recurrence"],
                 death_task=document["death_task"],
                 fitted_on=document["fitted_on"],
+                min_patients=document.get("min_patients"),
             )
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise IntegrityError(f"{path}: not a task set: {error!r}; write it again with jobs.prepare") from None

@@ -16,7 +16,7 @@ from ttepretrain.testing import random_task_set
 def tasks() -> TaskSet:
     tasks = random_task_set(np.random.default_rng(0), 4, (0.0, 12.3456789012345, math.inf), 0.1 + 0.2, "incident")
     pinned = dataclasses.replace(tasks.tasks[3], score=math.nan, description="décès & ß")
-    return dataclasses.replace(tasks, tasks=(*tasks.tasks[:3], pinned))
+    return dataclasses.replace(tasks, tasks=(*tasks.tasks[:3], pinned), min_patients=11)
 
 
 def test_a_saved_task_set_loads_equal_to_the_last_bit(tasks, tmp_path):
@@ -25,6 +25,7 @@ def test_a_saved_task_set_loads_equal_to_the_last_bit(tasks, tmp_path):
     assert again.bin_edges_days == tasks.bin_edges_days
     assert again.blackout_days == 0.1 + 0.2
     assert (again.recurrence, again.death_task, again.fitted_on) == ("incident", 3, tasks.fitted_on)
+    assert again.min_patients == 11
     assert again.tasks[:3] == tasks.tasks[:3]
     assert math.isnan(again.tasks[3].score)
     assert dataclasses.replace(again.tasks[3], score=0) == dataclasses.replace(tasks.tasks[3], score=0)
@@ -37,7 +38,7 @@ def test_the_file_is_plain_json_with_days_and_null_for_infinity(tasks, tmp_path)
     document = json.loads((tmp_path / "tasks.json").read_text(), parse_constant=pytest.fail)
     assert list(document) == [
         "schema_version", "time_unit", "bin_edges_days", "blackout_days", "recurrence", "death_task", "tasks",
-        "fitted_on",
+        "min_patients", "fitted_on",
     ]  # fmt: skip
     assert document["time_unit"] == "day"
     assert document["bin_edges_days"] == [0.0, 12.3456789012345, None]
@@ -68,11 +69,25 @@ def test_edges_must_increase_from_zero_to_infinity(tasks, edges):
         ("death_task", -1),
         ("blackout_days", -5.0),
         ("blackout_days", math.nan),
+        ("min_patients", 0),
     ],
 )
 def test_unknown_recurrence_a_death_task_outside_the_list_and_a_blackout_that_is_none_are_refused(tasks, field, value):
     with pytest.raises(ValueError, match=f"{field} must be .*; got '?{value}"):
         dataclasses.replace(tasks, **{field: value})
+
+
+def test_a_file_from_before_the_threshold_was_stored_loads_without_one(tasks, tmp_path):
+    tasks.save(tmp_path / "tasks.json")
+    document = json.loads((tmp_path / "tasks.json").read_text())
+    del document["min_patients"]
+    (tmp_path / "tasks.json").write_text(json.dumps(document))
+    assert TaskSet.load(tmp_path / "tasks.json").min_patients is None
+
+
+@pytest.mark.parametrize(("stored", "configured", "kept"), [(None, 5, 5), (11, 5, 11), (11, 20, 20), (11, 11, 11)])
+def test_the_stricter_of_two_thresholds_is_kept(tasks, stored, configured, kept):
+    assert dataclasses.replace(tasks, min_patients=stored).least_patients(configured) == kept
 
 
 def test_another_schema_version_is_refused(tasks, tmp_path):

@@ -42,7 +42,8 @@ def write_export(
     """Replace `folder` by an export of the model. `provenance` goes out as it is and has a bool `synthetic`.
 
     Of an `arm` other than tte only the encoder goes out.
-    Raises LeakageError when a task rests on fewer than `min_patients` train subjects.
+    Raises LeakageError when a task rests on fewer train subjects than `min_patients`, or than its task set was made
+    under. The export's task set carries the stricter threshold on.
     """
     refuse_small_counts(tasks, min_patients)
     if not isinstance(provenance.get("synthetic"), bool):
@@ -68,7 +69,8 @@ def write_export(
         "reference_features": " ".join(f"{value:.7g}" for value in reference_F.tolist()),  # one line, not thousands
     }
     write_json(new / "config.json", config)
-    _publishable(tasks, descriptions or provenance["synthetic"]).save(new / "tasks.json")
+    published = _publishable(tasks, descriptions or provenance["synthetic"])
+    dataclasses.replace(published, min_patients=tasks.least_patients(min_patients)).save(new / "tasks.json")
     write_json(new / "manifest.json", {"sha256": {name: sha256_of(new / name) for name in CHECKED}})
     card = model_card(model_config, model.encoder.feature_dim, spec, tasks, provenance["synthetic"], arm)
     (new / "README.md").write_text(card)
@@ -78,12 +80,15 @@ def write_export(
 
 
 def refuse_small_counts(tasks: TaskSet, min_patients: int) -> None:
-    """Raise LeakageError when a task rests on fewer than `min_patients` train subjects: its row would describe them."""
-    small = sum(task.patients < min_patients for task in tasks.tasks)
+    """Raise LeakageError when a task's row would describe few train subjects: fewer than `min_patients`, or than the
+    threshold that the task set was made under.
+    """
+    least = tasks.least_patients(min_patients)
+    small = sum(task.patients < least for task in tasks.tasks)
     if small:
         raise LeakageError(
-            f"{small} of {tasks.num_tasks} tasks rest on fewer than {min_patients} patients and cannot be exported; "
-            "prepare again with more studies, or lower ehr.min_patients if such counts may be told"
+            f"{small} of {tasks.num_tasks} tasks rest on fewer than {least} patients and cannot be exported; prepare "
+            "again with more studies, or with a lower ehr.min_patients if you may publish such counts"
         )
 
 

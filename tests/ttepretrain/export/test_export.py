@@ -126,12 +126,30 @@ class TestPrivacy:
     def test_a_task_with_too_few_patients_is_refused_with_the_number_of_such_tasks(self, written, tmp_path):
         tasks = read_export(written[0]).tasks
         rare = tuple(dataclasses.replace(task, patients=10) for task in tasks.tasks[:2])
-        tasks = dataclasses.replace(tasks, tasks=(*rare, *tasks.tasks[2:]))
+        tasks = dataclasses.replace(tasks, tasks=(*rare, *tasks.tasks[2:]), min_patients=None)
         with pytest.raises(LeakageError, match="2 of 5 tasks rest on fewer than 11 patients") as caught:
             rewrite(written[0], tmp_path / "export", tasks=tasks)
         assert caught.value.exit_code == ExitCode.LEAKAGE
         assert not list(tmp_path.iterdir())
         rewrite(written[0], tmp_path / "export", tasks=tasks, min_patients=10)
+        assert read_export(tmp_path / "export").tasks.min_patients == 10
+
+    @pytest.mark.parametrize(("made_under", "configured"), [(11, 2), (2, 11), (11, 11), (None, 11)])
+    def test_the_stricter_of_the_tasks_own_and_the_configured_threshold_holds(
+        self, written, tmp_path, made_under, configured
+    ):
+        """Lowering ehr.min_patients after `prepare` weakens nothing; raising it is honoured."""
+        tasks = read_export(written[0]).tasks
+        rare = dataclasses.replace(tasks.tasks[0], patients=10)
+        tasks = dataclasses.replace(tasks, tasks=(rare, *tasks.tasks[1:]), min_patients=made_under)
+        with pytest.raises(LeakageError, match="1 of 5 tasks rest on fewer than 11 patients"):
+            rewrite(written[0], tmp_path / "export", tasks=tasks, min_patients=configured)
+
+    @pytest.mark.parametrize(("made_under", "configured"), [(5, 11), (11, 5), (None, 11)])
+    def test_an_export_carries_the_stricter_threshold_on(self, written, tmp_path, made_under, configured):
+        tasks = dataclasses.replace(read_export(written[0]).tasks, min_patients=made_under)
+        rewrite(written[0], tmp_path / "export", tasks=tasks, min_patients=configured)
+        assert read_export(tmp_path / "export").tasks.min_patients == 11
 
     @pytest.mark.parametrize(
         ("synthetic", "asked", "kept"),
