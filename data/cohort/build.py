@@ -36,7 +36,7 @@ class ImageOrder:
     seed: int
     severity_J: np.ndarray
     identity: Identity
-    damage_order: int | None  # None: a sound image
+    damage_order: int | None  # which damage; None: an undamaged image
 
 
 def write_cohort(folder: Path, config: CohortConfig, map_images: Callable) -> bool:
@@ -82,7 +82,7 @@ def _write(folder: Path, config: CohortConfig, map_images: Callable) -> None:
 
     (folder / "images").mkdir()
     time_us_S = course.t0_us_N[studies.subject_S] + np.round(studies.day_S * DAY_US).astype(np.int64)
-    spoilt = {int(row): order for order, row in enumerate(rngs[4].permutation(len(time_us_S))[: size.damaged])}
+    damaged = {int(row): order for order, row in enumerate(rngs[4].permutation(len(time_us_S))[: size.damaged])}
     orders = [
         ImageOrder(
             row=row,
@@ -95,7 +95,7 @@ def _write(folder: Path, config: CohortConfig, map_images: Callable) -> None:
                 age_years=float(latents.age_years_N[subject] + studies.day_S[row] / YEAR_DAYS),
                 time=datetime(1970, 1, 1) + timedelta(microseconds=int(time_us_S[row])),
             ),
-            damage_order=spoilt.get(row),
+            damage_order=damaged.get(row),
         )
         for row, subject in enumerate(studies.subject_S)
     ]

@@ -1,7 +1,7 @@
 """The frozen exam: what is true of every synthetic subject, and every parameter of the cohort in readable tables.
 
-Set before any network was trained on the cohort; they change only with a CHANGELOG entry that says why. The families of
-codes are in families.py. N subjects, L latents.
+The parameters were set before any network was trained on the cohort. They change only with a CHANGELOG entry that
+gives the reason. The families of codes are in families.py. N subjects, L latents.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-VERSION = 1  # raise it with every change that gives other files for the same (size, seed)
+from ttepretrain.splits import SPLITS
+
+VERSION = 1  # raise it whenever a change gives other files for the same (size, seed)
 
 
 @dataclass(frozen=True)
@@ -18,8 +20,8 @@ class Size:
     subjects: int
     rescanned: float  # share of subjects with a second CT
     catalogue: float  # share of the code families' leaves that exist
-    rate: float  # multiplies every code's rate, so that few subjects still have enough events
-    damaged: int  # images spoilt on purpose
+    rate: float  # factor on every code's rate: few subjects still have enough events
+    damaged: int  # images damaged on purpose
     shards: tuple[int, int, int]  # MEDS files in train, tuning, held_out
 
 
@@ -27,7 +29,7 @@ SIZES = {
     "tiny": Size(subjects=36, rescanned=0.12, catalogue=0.12, rate=3.0, damaged=2, shards=(2, 1, 1)),
     "default": Size(subjects=930, rescanned=0.15, catalogue=1.0, rate=1.0, damaged=7, shards=(4, 1, 2)),
 }
-SPLITS = (("train", 0.6), ("tuning", 0.1), ("held_out", 0.3))  # of subjects
+SPLIT_SHARES = tuple(zip(SPLITS, (0.6, 0.1, 0.3)))  # of subjects
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ BIOMARKERS = (
 )
 # Standard normal, independent of the biomarkers, age and sex; no image shows them.
 HIDDEN = ("renal", "immune", "clotting", "mood", "adherence", "metabolic")
-# Shown at most through what goes with them (breast tissue, calcium): the oracle calls them not visible.
+# An image shows them only through what goes with them (breast tissue, calcium): the oracle counts them as hidden.
 DEMOGRAPHICS = ("age", "female")
 LATENTS = (*(b.name for b in BIOMARKERS), *HIDDEN, *DEMOGRAPHICS)
 VISIBLE = np.arange(len(LATENTS)) < len(BIOMARKERS)
@@ -83,7 +85,7 @@ AGE_MEAN, AGE_SD, AGE_RANGE = 62.0, 14.0, (20.0, 94.0)
 HISTORY_YEARS = (1.5, 5.0)  # uniform; record before the first CT
 HISTORY_RATE = 0.4  # rate of every code before the first CT, as a share of its rate after it
 FOLLOWUP_YEARS = (3.2, 0.55, 0.3, 10.0)  # loss to follow-up: log-normal median, sigma, lowest, highest
-FIRST_SCAN_DAY = ("2011-01-01", 3300)  # first CTs are uniform over so many days from that date
+FIRST_SCAN_DAY = ("2011-01-01", 3300)  # first CTs are uniform over this many days from that date
 RESCAN_DAYS = (90.0, 500.0)  # second CT after the first
 INPATIENT = 0.45  # share of CTs made during a hospital stay
 STAY_DAYS = (4.0, 14.0)  # exponential mean, cap
@@ -134,7 +136,9 @@ PHENOTYPES = (
 )
 # fmt: on
 YARDSTICK = tuple(p.name for p in PHENOTYPES if p.name not in ("mortality", "pulmonary_embolism"))  # mean oracle C
-PRESENT = 0.6  # a condition is present at the CT when its visible log-hazard exceeds so many of its own deviations
+PRESENT = (
+    0.6  # a condition is present at the CT when its visible log-hazard exceeds this many of its standard deviations
+)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """What only the evaluation may read: the latents, every code's true hazard, and the oracle's risks.
 
 oracle: the true log-hazard of a probe phenotype, up to its constant. `visible_risk` keeps the biomarkers that the image
-shows; `full_risk` adds the hidden factors, age and sex. Age and sex count as not visible: nothing is painted for them
-but breast tissue.
+shows; `full_risk` adds the hidden factors, age and sex. Age and sex count as hidden: the image shows nothing of
+them but breast tissue.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def write_truth(
     studies: Studies,
     damage: dict[str, str],
 ) -> None:
-    """latents.parquet, hazards.parquet and oracle.parquet. `damage`: study_id -> how its image was spoilt."""
+    """latents.parquet, hazards.parquet and oracle.parquet. `damage`: study_id -> how its image was damaged."""
     folder.mkdir()
     _latents_table(latents, course, studies, damage).write_parquet(folder / "latents.parquet")
     _hazards_table(size, catalogue).write_parquet(folder / "hazards.parquet")

@@ -6,12 +6,13 @@ D H W slices rows columns.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
 
-Point = tuple[float, float, float]
-Box = tuple[slice, slice, slice]
+Point = tuple[float, float, float] | np.ndarray
+Box = tuple[slice, slice, slice]  # may be empty: nothing of the body lies on the grid
 
 AIR, FAT = -1000.0, -100.0
 
@@ -35,18 +36,16 @@ class Canvas:
 
     def ellipsoid_cover(
         self, centre: Point, radii: Point, axes: np.ndarray | None = None, soft: float = 1.0
-    ) -> tuple[Box | None, np.ndarray | None]:
-        """Box of the ellipsoid and its soft membership in [0, 1] there; (None, None) outside the grid."""
+    ) -> tuple[Box, np.ndarray]:
+        """Box of the ellipsoid and its soft membership in [0, 1] there."""
         axes = np.eye(3) if axes is None else np.asarray(axes)
-        radii = np.asarray(radii, float)
-        smallest = radii.min()
+        middle, half = np.asarray(centre, float), np.asarray(radii, float)
+        smallest = half.min()
         edge = soft * self.voxel_mm
-        reach = radii * (1 + edge / (2 * smallest))
-        box = self.box(np.asarray(centre, float), np.linalg.norm(self.inverse @ (axes.T * reach), axis=1))
-        if box is None:
-            return None, None
-        rows = (axes @ self.linear) / radii[:, None]
-        offsets = axes @ (self.origin - centre) / radii
+        reach = half * (1 + edge / (2 * smallest))
+        box = self.box(middle, np.linalg.norm(self.inverse @ (axes.T * reach), axis=1))
+        rows = (axes @ self.linear) / half[:, None]
+        offsets = axes @ (self.origin - middle) / half
         square = sum(np.square(self.affine(row, offset, box)) for row, offset in zip(rows, offsets))
         return box, soften(1 - np.sqrt(square), edge / smallest)
 
@@ -54,29 +53,28 @@ class Canvas:
         """Fill a capsule from `start` to `end`."""
         self.mix(*self.tube_cover(start, end, radius), value)
 
-    def tube_cover(self, start: Point, end: Point, radius: float):
-        start, end = np.asarray(start, float), np.asarray(end, float)
-        along = (end - start) / max(float(np.sum((end - start) ** 2)), 1e-6)
-        reach = np.abs(end - start) / 2 + radius + self.voxel_mm
-        box = self.box((start + end) / 2, np.abs(self.inverse) @ reach)
-        if box is None:
-            return None, None
-        part = np.clip(self.affine(along @ self.linear, along @ (self.origin - start), box), 0, 1)
-        square = np.float32(0)
+    def tube_cover(self, start: Point, end: Point, radius: float) -> tuple[Box, np.ndarray]:
+        """Box of the capsule and its soft membership in [0, 1] there."""
+        first, last = np.asarray(start, float), np.asarray(end, float)
+        along = (last - first) / max(float(np.sum((last - first) ** 2)), 1e-6)
+        reach = np.abs(last - first) / 2 + radius + self.voxel_mm
+        box = self.box((first + last) / 2, np.abs(self.inverse) @ reach)
+        part = np.clip(self.affine(along @ self.linear, along @ (self.origin - first), box), 0, 1)
+        square = np.zeros_like(part)
         for axis in range(3):
-            offset = self.affine(self.linear[axis], self.origin[axis] - start[axis], box)
-            square = square + np.square(offset - np.float32(end[axis] - start[axis]) * part)
+            offset = self.affine(self.linear[axis], self.origin[axis] - first[axis], box)
+            square += np.square(offset - np.float32(last[axis] - first[axis]) * part)
         return box, soften(radius - np.sqrt(square), self.voxel_mm)
 
-    def path(self, points: list[Point], radius: float, value: float) -> None:
+    def path(self, points: Sequence[Point], radius: float, value: float) -> None:
+        """Fill the capsules between consecutive points."""
         for start, end in pairwise(points):
             self.tube(start, end, radius, value)
 
-    def mix(self, box: Box | None, cover: np.ndarray | None, value: float | np.ndarray) -> None:
+    def mix(self, box: Box, cover: np.ndarray, value: float | np.ndarray) -> None:
         """Move the box's voxels towards `value` by their share `cover`."""
-        if box is not None:
-            view = self.hu_DHW[box]
-            view += cover * (value - view)
+        view = self.hu_DHW[box]
+        view += cover * (value - view)
 
     def splat(self, points_P3: np.ndarray, mm3_P: np.ndarray, box: Box) -> np.ndarray:
         """Share of the box's voxels that small bodies of `mm3_P` at the given points fill, float32 in [0, 1]."""
@@ -102,11 +100,13 @@ class Canvas:
         plane = (row[1] * h)[:, None] + (row[2] * w + np.float32(offset))[None, :]
         return (row[0] * d)[:, None, None] + plane[None]
 
-    def box(self, centre: np.ndarray, half_DHW: np.ndarray) -> Box | None:
+    def box(self, centre: np.ndarray, half_DHW: np.ndarray) -> Box:
+        """Voxels within `half_DHW` voxels of a point in millimetres."""
         middle = self.inverse @ (centre - self.origin)
         low = np.maximum(np.floor(middle - half_DHW), 0).astype(int)
         high = np.minimum(np.ceil(middle + half_DHW) + 1, self.hu_DHW.shape).astype(int)
-        return tuple(slice(a, b) for a, b in zip(low, high)) if (low < high).all() else None
+        d, h, w = (slice(a, max(a, b)) for a, b in zip(low, high))
+        return d, h, w
 
 
 def soften(distance: np.ndarray, edge: float) -> np.ndarray:

@@ -11,10 +11,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from data.cohort.paint.scanner import SCANNERS, Acquisition
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+    from pydicom.uid import UID
 
 IMPLEMENTATION_UID = "2.25.226497415926535897932384626433832795"
 # SOPInstanceUID, InstanceNumber, ImagePositionPatient, SliceLocation, PixelData: the elements that slices do not share.
@@ -92,8 +97,8 @@ def _write_series(
         (folder / f"IM{d + 1:04d}.dcm").write_bytes(content)
 
 
-def _slice_elements(header, pixels_HW: np.ndarray, storage: str):
-    """pydicom Dataset with the slice's pixel data, encoded; sets the header's transfer syntax."""
+def _slice_elements(header: Dataset, pixels_HW: np.ndarray, storage: str) -> Dataset:
+    """The slice's pixel data, encoded; sets the header's transfer syntax."""
     from pydicom.dataset import Dataset
     from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
 
@@ -112,7 +117,7 @@ def _slice_elements(header, pixels_HW: np.ndarray, storage: str):
     return own
 
 
-def _encode(dataset) -> bytes:
+def _encode(dataset: Dataset) -> bytes:
     """Elements in explicit little endian, the encoding of every transfer syntax used here."""
     from pydicom.filebase import DicomBytesIO
     from pydicom.filewriter import write_dataset
@@ -123,7 +128,7 @@ def _encode(dataset) -> bytes:
     return buffer.getvalue()
 
 
-def _file_meta(header, instance_uid: str) -> bytes:
+def _file_meta(header: Dataset, instance_uid: UID) -> bytes:
     """Preamble, magic and file meta information."""
     from pydicom.filebase import DicomBytesIO
     from pydicom.filewriter import write_file_meta_info
@@ -134,16 +139,16 @@ def _file_meta(header, instance_uid: str) -> bytes:
     return bytes(128) + b"DICM" + buffer.getvalue()
 
 
-def _series_header(acquisition: Acquisition, identity: Identity, shape_DHW: tuple[int, int, int]):
-    """pydicom Dataset with everything the slices of one series share."""
+def _series_header(acquisition: Acquisition, identity: Identity, shape_DHW: tuple[int, ...]) -> Dataset:
+    """Everything the slices of one series share."""
     from pydicom.dataset import Dataset, FileMetaDataset
-    from pydicom.uid import CTImageStorage
+    from pydicom.uid import UID, CTImageStorage
 
     vendor, model, soft, sharp, _, _ = SCANNERS[acquisition.scanner]
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = CTImageStorage
-    dataset.file_meta.ImplementationClassUID = IMPLEMENTATION_UID
+    dataset.file_meta.ImplementationClassUID = UID(IMPLEMENTATION_UID)
     dataset.SpecificCharacterSet = "ISO_IR 100"
     dataset.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
     dataset.Modality = "CT"
@@ -185,7 +190,9 @@ def _decimal(value: float) -> str:
     return f"{value + 0.0:.8g}" if abs(value) > 1e-9 else "0"
 
 
-def _uid(*parts: object) -> str:
+def _uid(*parts: object) -> UID:
     """Valid, unique and the same in every run: 2.25 and a 128-bit integer (PS3.5 B.2)."""
+    from pydicom.uid import UID
+
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=16).digest()
-    return f"2.25.{int.from_bytes(digest)}"
+    return UID(f"2.25.{int.from_bytes(digest)}")

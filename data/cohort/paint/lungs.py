@@ -66,7 +66,8 @@ def paint_nodule(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> 
 def _vessels(variant: int) -> tuple[np.ndarray, np.ndarray]:
     """Arteries and veins of both lungs, branching from the hila: points [P,3] and the mm3 each stands for [P]."""
     rng = np.random.default_rng([1904, variant])
-    points, volumes = [], []
+    points: list[np.ndarray] = []
+    volumes: list[np.ndarray] = []
     for side in (-1, 1):
         hilum = np.array([side * 38.0, -14.0, 16.0])
         for _ in range(90):
@@ -76,8 +77,16 @@ def _vessels(variant: int) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(points), np.concatenate(volumes)
 
 
-def _branch(rng, start, end, radius, generations, points: list, volumes: list) -> None:
-    """One vessel as points every 2.5 mm, thinning outwards, and its children."""
+def _branch(
+    rng: np.random.Generator,
+    start: np.ndarray,
+    end: np.ndarray,
+    radius: float,
+    generations: int,
+    points: list[np.ndarray],
+    volumes: list[np.ndarray],
+) -> None:
+    """Append one vessel, as points every 2.5 mm that thin outwards, and its children."""
     length = float(np.linalg.norm(end - start))
     steps = max(2, int(length / 2.5))
     part = (np.arange(steps) + 0.5) / steps

@@ -40,9 +40,9 @@ def _paint_table(canvas: Canvas) -> None:
 def _paint_outline(canvas: Canvas, patient: Patient) -> None:
     """Breasts, skin, and fat down to the wall."""
     if patient.female:
-        for x in (-74, 74):
-            canvas.ellipsoid((x, 92, 0), (54, 42, 56), FAT)
-            canvas.ellipsoid((x, 100, -4), (30, 20, 30), 10, soft=6)
+        for side in (-74, 74):
+            canvas.ellipsoid((side, 92, 0), (54, 42, 56), FAT)
+            canvas.ellipsoid((side, 100, -4), (30, 20, 30), 10, soft=6)
     box = canvas.box(np.array([0.0, -4, 0]), np.abs(canvas.inverse) @ np.array([190.0, 140, 400]))
     x, y, z = (canvas.affine(row, offset, box) for row, offset in zip(canvas.linear, canvas.origin))
     level = level_of(z)
@@ -106,8 +106,6 @@ def _paint_abdomen(canvas: Canvas, space: Space, patient: Patient) -> None:
         ((-92, -42, -112 - drop), (24 * size, 42 * size, 40 * size), 55 + 0.2 * patient.aorta_hu, turn, None),
     ):
         box, cover = canvas.ellipsoid_cover(centre, radii, axes)
-        if box is None:
-            continue
         cover = cover * inside[box]
         if highest_y is not None:
             cover *= soften(canvas.affine(canvas.linear[1], canvas.origin[1] - highest_y, box), canvas.voxel_mm)

@@ -75,7 +75,9 @@ def draw_acquisition(rng: np.random.Generator, patient: Patient) -> Acquisition:
     )
 
 
-def _grid(shape, spacing, tilt_degrees: float, offset: np.ndarray) -> np.ndarray:
+def _grid(
+    shape: tuple[int, int, int], spacing: tuple[float, float, float], tilt_degrees: float, offset: np.ndarray
+) -> np.ndarray:
     """Affine of slices stacked along the table; a tilted gantry leans their rows, not the stack (a shear)."""
     angle = np.deg2rad(tilt_degrees)
     affine = np.eye(4)
@@ -129,7 +131,7 @@ def _blur(volume: np.ndarray) -> np.ndarray:
 
 
 def damaged_kind(acquisition: Acquisition, order: int) -> tuple[str, Acquisition]:
-    """How the order-th spoilt image is spoilt, and the acquisition with the storage that allows it."""
+    """The kind of damage of the order-th damaged image, and the acquisition with a storage that allows it."""
     kind = ("truncated", "missing_slice", "constant")[order % 3]
     if kind == "missing_slice" and not acquisition.is_dicom:
         return kind, replace(acquisition, storage="explicit")

@@ -1,7 +1,7 @@
 """The cohort's code system: the tree of codes, and each code's log-linear hazard.
 
 C codes, L latents. The catalogue is part of the frozen exam: it does not depend on the cohort's seed.
-Apart from the probe phenotypes' own nodes the code numbers are invented; their vocabularies only look the part.
+Apart from the probe phenotypes' own nodes the code numbers are invented, and only look like their vocabularies.
 """
 
 from __future__ import annotations
@@ -57,11 +57,30 @@ class _Builder:
     def code(self, vocabulary: str) -> str:
         return NUMBERING[vocabulary].format(len(self.rows) + 1)
 
-    def add(self, code, title, parents, per_year=0.0, weights_L=NO_WEIGHTS, numeric=False, family=-1) -> str:
+    def add(
+        self,
+        code: str,
+        title: str,
+        parents: tuple[str, ...],
+        per_year: float = 0.0,
+        weights_L: np.ndarray = NO_WEIGHTS,
+        numeric: bool = False,
+        family: int = -1,
+    ) -> str:
         self.rows.append((code, title, parents, per_year, weights_L, numeric, family))
         return code
 
-    def add_stem(self, title, parent, vocabulary, shared_L, leaves, rates, numeric=False, family=-1) -> None:
+    def add_stem(
+        self,
+        title: str,
+        parent: str,
+        vocabulary: str,
+        shared_L: np.ndarray,
+        leaves: tuple[tuple[str, str], ...],
+        rates: tuple[float, float],
+        numeric: bool = False,
+        family: int = -1,
+    ) -> None:
         """A node and its leaves. `leaves`: (kind of variants, vocabulary); small catalogues keep a prefix of each."""
         weights_L = shared_L * self.rng.uniform(*JITTER)
         stem = self.add(self.code(vocabulary), title, (parent,))
@@ -81,7 +100,7 @@ def build_catalogue(share: float) -> Catalogue:
     builder.add(PROCEDURES, "Procedure", ())
     builder.add(CHEST_CT, "Computed tomography of the chest with contrast", (PROCEDURES,))
     for phenotype in PHENOTYPES:
-        if not phenotype.descendants:  # death and admissions: no part of the tree, see records.py
+        if not phenotype.descendants:  # death and admissions: no part of the tree, see histories.py
             builder.add(phenotype.code, phenotype.title, ())
     for index, family in enumerate(FAMILIES):
         _add_family(builder, index, family)

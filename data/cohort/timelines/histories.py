@@ -22,7 +22,9 @@ from data.cohort.timelines.families import FAMILIES
 
 DAY_US = 86_400_000_000
 YEAR_DAYS = 365.25
-MEDS_SCHEMA = {"subject_id": pl.Int64, "time": pl.Datetime("us"), "code": pl.String, "numeric_value": pl.Float32}
+MEDS_SCHEMA = pl.Schema(
+    {"subject_id": pl.Int64(), "time": pl.Datetime("us"), "code": pl.String(), "numeric_value": pl.Float32()}
+)
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,8 @@ def draw_course(rng: np.random.Generator, size: Size, latents: Latents) -> Cours
     num = size.subjects
     split_N = np.empty(num, object)
     first = 0
-    for position, (name, share) in enumerate(exam.SPLITS):
-        last = num if position == len(exam.SPLITS) - 1 else first + round(share * num)
+    for position, (name, share) in enumerate(exam.SPLIT_SHARES):
+        last = num if position == len(exam.SPLIT_SHARES) - 1 else first + round(share * num)
         split_N[first:last] = name
         first = last
     split_N = split_N[rng.permutation(num)]
@@ -83,12 +85,12 @@ def draw_studies(rng: np.random.Generator, size: Size, course: Course) -> Studie
     low, high = exam.RESCAN_DAYS
     again_days = rng.uniform(low, high, size.subjects)
     able = course.end_N > again_days + 30
-    again = []
-    for name, _ in exam.SPLITS:
+    chosen = []
+    for name, _ in exam.SPLIT_SHARES:
         members = np.flatnonzero(course.split_N == name)
         wanted = round(size.rescanned * len(members))
-        again.append(rng.permutation(members[able[members]])[:wanted])
-    again = np.sort(np.concatenate(again))
+        chosen.append(rng.permutation(members[able[members]])[:wanted])
+    again = np.sort(np.concatenate(chosen))
     subject_S = np.concatenate([first, again])
     day_S = np.concatenate([np.zeros(len(first)), again_days[again]])
     order = np.lexsort((day_S, subject_S))
@@ -125,24 +127,29 @@ def draw_events(
     )
 
 
+Part = dict[str, np.ndarray | pl.Series]  # columns of a block of events
 _PART = {"row": pl.Int64, "day": pl.Float64, "code": pl.String, "numeric_value": pl.Float64, "date_only": pl.Boolean}
 
 
-def _part(row, day, code, value=None, date_only=None) -> dict:
+def _part(
+    row: np.ndarray,
+    day: np.ndarray,
+    code: np.ndarray,
+    value: np.ndarray | None = None,
+    date_only: np.ndarray | None = None,
+) -> Part:
     """One block of events; a day of nan is a static event."""
     num = len(row)
     return {
         "row": np.asarray(row, np.int64),
         "day": pl.Series(np.asarray(day, float)).fill_nan(None),
-        "code": pl.Series(code, dtype=pl.String)
-        if not isinstance(code, str)
-        else pl.Series([code]).new_from_index(0, num),
+        "code": pl.Series(code, dtype=pl.String),
         "numeric_value": pl.Series(np.full(num, np.nan) if value is None else value).fill_nan(None),
         "date_only": np.zeros(num, bool) if date_only is None else date_only,
     }
 
 
-def _coded(rng, size: Size, latents: Latents, catalogue: Catalogue, course: Course) -> dict:
+def _coded(rng: np.random.Generator, size: Size, latents: Latents, catalogue: Catalogue, course: Course) -> Part:
     """Events of every code with a rate, before the first CT (slower) and after it."""
     used = np.flatnonzero(catalogue.per_year_C > 0)
     per_day_C = size.rate * catalogue.per_year_C[used] / YEAR_DAYS
@@ -170,7 +177,7 @@ def _coded(rng, size: Size, latents: Latents, catalogue: Catalogue, course: Cour
     return _part(row, day, names[column], value_E, icd[column])  # billing knows the date alone
 
 
-def _stays(rng, latents: Latents, course: Course, studies: Studies) -> dict:
+def _stays(rng: np.random.Generator, latents: Latents, course: Course, studies: Studies) -> Part:
     """Hospital stays: a Poisson process of admissions, none during another stay or the CT's own."""
     readmission = PHENOTYPES[1]
     rate_N = readmission.per_year * np.exp(latents.scores_NL @ weight_vector(readmission.weights)) / YEAR_DAYS
@@ -196,7 +203,7 @@ def _stays(rng, latents: Latents, course: Course, studies: Studies) -> dict:
     return _part(np.tile(row, 2), np.concatenate([start, stop]), codes)
 
 
-def _overlaps(row, start, stop, is_own) -> np.ndarray:
+def _overlaps(row: np.ndarray, start: np.ndarray, stop: np.ndarray, is_own: np.ndarray) -> np.ndarray:
     """Stays that touch the previous stay of the subject, or a CT's own one that begins before they end."""
     order = np.lexsort((start, row))
     same = row[order][1:] == row[order][:-1]
@@ -207,7 +214,9 @@ def _overlaps(row, start, stop, is_own) -> np.ndarray:
     return touches
 
 
-def _scan_visits(rng, latents: Latents, catalogue: Catalogue, course: Course, studies: Studies) -> dict:
+def _scan_visits(
+    rng: np.random.Generator, latents: Latents, catalogue: Catalogue, course: Course, studies: Studies
+) -> Part:
     """The CT itself, and what its own visit documents: each present condition with its fixed sensitivity."""
     scores_SL = latents.scores_NL[studies.subject_S][:, exam.VISIBLE]
     conditions = [(p.weights, p.sensitivity, _members(catalogue, p.code)) for p in PHENOTYPES if p.sensitivity]
@@ -233,7 +242,7 @@ def _members(catalogue: Catalogue, code: str) -> np.ndarray:
     return np.array([i for i, (c, up) in enumerate(zip(catalogue.codes, catalogue.parents)) if c == code or code in up])
 
 
-def _life(rng, latents: Latents, course: Course) -> dict:
+def _life(rng: np.random.Generator, latents: Latents, course: Course) -> Part:
     """Birth, death (every third known by its date alone) and sex."""
     everyone = np.arange(len(course.end_N))
     dead = np.flatnonzero(course.died_N)

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
-from data.cohort.exam import SPLITS, VERSION, Size
+from data.cohort.exam import SPLIT_SHARES, VERSION, Size
 from data.cohort.timelines.catalogue import Catalogue
 from data.cohort.timelines.histories import Course
+
+if TYPE_CHECKING:
+    from meds import CodeMetadataSchema, DataSchema, SubjectSplitSchema
 
 
 def write_meds(folder: Path, events: pl.DataFrame, course: Course, catalogue: Catalogue, size: Size) -> None:
     """MEDS data set: data/<split>/N.parquet, metadata/{dataset.json,codes.parquet,subject_splits.parquet}."""
     from meds import CodeMetadataSchema, DataSchema, SubjectSplitSchema
 
-    for (name, _), shards in zip(SPLITS, size.shards):
+    for (name, _), shards in zip(SPLIT_SHARES, size.shards):
         (folder / "data" / name).mkdir(parents=True)
         members = course.subject_id_N[course.split_N == name]
         for shard, ids in enumerate(np.array_split(members, shards)):
@@ -40,13 +44,15 @@ def write_meds(folder: Path, events: pl.DataFrame, course: Course, catalogue: Ca
         "description": catalogue.descriptions,
         "parent_codes": [list(parents) for parents in catalogue.parents],
     }
-    types = {"code": pl.String, "description": pl.String, "parent_codes": pl.List(pl.String)}
+    types = pl.Schema({"code": pl.String(), "description": pl.String(), "parent_codes": pl.List(pl.String())})
     _write_table(pl.DataFrame(codes, schema=types), CodeMetadataSchema, metadata / "codes.parquet")
     splits = pl.DataFrame({"subject_id": course.subject_id_N, "split": list(course.split_N)})
     _write_table(splits, SubjectSplitSchema, metadata / "subject_splits.parquet")
 
 
-def _write_table(frame: pl.DataFrame, schema, path: Path) -> None:
+def _write_table(
+    frame: pl.DataFrame, schema: type[CodeMetadataSchema | DataSchema | SubjectSplitSchema], path: Path
+) -> None:
     """Parquet with the standard's own Arrow types (polars writes large strings and lists)."""
     from pyarrow import parquet
 
