@@ -64,6 +64,7 @@ def _options() -> argparse.Namespace:
 
 def compare(scan: Path, folder: Path, spec: VolumeSpec, repeats: int) -> dict:
     """Seconds of both, taken in turns after one unmeasured round that also warms the page cache."""
+    from data.given.study import Study
     from data.volumes.prepare_study import PreparedVolume, prepare_study
 
     pipeline = monai_pipeline(spec)
@@ -71,7 +72,7 @@ def compare(scan: Path, folder: Path, spec: VolumeSpec, repeats: int) -> dict:
 
     def ours() -> None:
         with tempfile.TemporaryDirectory(dir=folder) as cache:
-            made = prepare_study(("scan", scan.name), scan.parent, Path(cache), spec)
+            made = prepare_study(Study("scan", scan.name), scan.parent, Path(cache), spec)
             assert isinstance(made, PreparedVolume), made
             sizes.append(sum(path.stat().st_size for path in Path(cache).iterdir()))
 

@@ -143,7 +143,8 @@ def prepare(config: RunConfig, inputs: Inputs, folder: Path) -> None:
 
 def read_inputs(config: RunConfig, inputs: Inputs) -> tuple[StudyTable, dict[str, int]]:
     """Studies with their splits, and how many subjects' splits came from where."""
-    from data.given.study_table import assign_splits, read_splits, read_studies
+    from data.given.study_table import read_studies
+    from data.subjects.splits import assign_splits, read_splits
 
     table = read_studies(inputs.studies, config.ehr.date_only, config.ehr.timezone, config.input.keep_rsna)
     own = inputs.ehr / "metadata" / "subject_splits.parquet" if inputs.ehr else None
@@ -188,7 +189,7 @@ def prepare_volumes(
         for index, result in map_bounded(work, images):
             if isinstance(result, WorkerDied):
                 detail = "its worker died twice: out of memory, or a crash of a decoder"
-                result = Quarantined(images[index][0], STAGE, "WORKER_DIED", detail)
+                result = Quarantined(images[index].study_id, STAGE, "WORKER_DIED", detail)
             if isinstance(result, PreparedVolume):
                 volumes.append(result)
             else:

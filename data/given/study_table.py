@@ -1,21 +1,17 @@
-"""The table of studies: read against its contract, images confined to its folder, subjects assigned to splits."""
+"""The table of studies, read against its contract: a bad row is refused alone, a bad table is an error."""
 
 from __future__ import annotations
 
-import hashlib
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
 
 from data.given.inspect_studies import read_inspect_studies
+from data.given.study import Study
 from data.quarantine import Quarantined
-from ttepretrain.errors import BadStudy, ConfigError, IntegrityError, LeakageError
+from ttepretrain.errors import ConfigError, IntegrityError
 
-SPLITS = ("train", "tuning", "held_out")
-SPLIT_NAMES = {"train": "train", "tuning": "tuning", "held_out": "held_out", "valid": "tuning", "test": "held_out"}
-HASH_SHARES = (0.7, 0.8)  # upper ends of train and tuning: 70/10/20
 REQUIRED = ("study_id", "subject_id", "study_time")
 OF_IMAGE = ("series_uid", "patient_id", "image_sha256")  # csv and parquet may hold them as numbers
 OPTIONAL = ("image", "split", *OF_IMAGE)
@@ -42,9 +38,10 @@ class StudyTable:
         return self.num_rows - self.num_repeated
 
     @property
-    def images(self) -> list[tuple[str | None, ...]]:
-        """The studies with an image, as prepare_study takes them."""
-        return self.frame.drop_nulls("image").select("study_id", "image", *OF_IMAGE).rows()
+    def images(self) -> list[Study]:
+        """The studies with an image, in the order of the frame."""
+        rows = self.frame.drop_nulls("image").select("study_id", "image", *OF_IMAGE)
+        return [Study(**row) for row in rows.iter_rows(named=True)]
 
     @property
     def carried(self) -> list[str]:
@@ -82,73 +79,6 @@ def read_studies(path: Path, date_only: str, timezone: str | None, keep_rsna: bo
     carried = [name for name in frame.columns if name not in (*CONTRACT, "date_only")]
     frame = frame.select(*order, *carried).sort("study_id")
     return StudyTable(frame, refused, raw.height, raw.height - rows.height, inspect)
-
-
-def resolve_image(root: Path, image: str) -> Path:
-    """Path of a study's image below the table's folder; raises BadStudy OUTSIDE_ROOT for anything that leaves it."""
-    parts = Path(image).parts if "\0" not in image else ()
-    expands = any(part.startswith(("~", "$")) for part in parts)
-    if not parts or Path(image).is_absolute() or ".." in parts or expands or "://" in image:
-        raise BadStudy("OUTSIDE_ROOT", "image is not a path relative to the table")
-    path = root / image
-    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
-        raise BadStudy("OUTSIDE_ROOT", "image leads out of the table's folder through a link")
-    return path
-
-
-def read_splits(path: Path, key: str) -> pl.DataFrame:
-    """subject_id i64, split str of a table of splits; a subject listed twice with two splits stays twice."""
-    table = read_table(path, key)
-    if not {"subject_id", "split"} <= set(table.columns):
-        raise ConfigError(f"{key}: columns subject_id and split are needed; the table has {', '.join(table.columns)}")
-    table = table.select(_whole_numbers(table["subject_id"], key), _text(table, "split"))
-    return table.drop_nulls().unique(maintain_order=True)
-
-
-def assign_splits(
-    studies: pl.DataFrame, given: pl.DataFrame | None, ehr: pl.DataFrame | None, seed: int
-) -> tuple[pl.DataFrame, dict[str, int]]:
-    """`studies` with every subject's split, and from where how many subjects got theirs.
-
-    The study table decides, then `given` (input.splits), or without it the EHR's own, then a seeded hash of the
-    subject. Raises LeakageError where two of the sources, or two rows of one, disagree about a subject.
-    """
-    subjects = studies.select("subject_id").unique()
-    table = studies.select("subject_id", "split").drop_nulls().unique()
-    other, name = (given, "input.splits") if given is not None else (ehr, "ehr")
-    sources = [(table, "table")]
-    if other is not None:
-        sources.append((other.join(subjects, on="subject_id", how="semi"), name))
-    stated = pl.concat([_canonical(frame, name).with_columns(source=pl.lit(name)) for frame, name in sources])
-    splits = stated.group_by("subject_id").agg(pl.col("split").n_unique().alias("splits"))
-    torn = splits.filter(pl.col("splits") > 1).height
-    if torn:
-        raise LeakageError(
-            f"{torn} subjects are in two splits ({', '.join(name for _, name in sources)}); "
-            "give each subject one split, in input.studies or input.splits"
-        )
-    known = stated.unique("subject_id", keep="first", maintain_order=True)
-    rest = subjects.join(known, on="subject_id", how="anti").sort("subject_id")
-    hashed = rest.with_columns(
-        pl.Series("split", [hash_split(v, seed) for v in rest["subject_id"]], pl.String), source=pl.lit("hash")
-    )
-    final = pl.concat([known, hashed])
-    counts = {name: final.filter(source=name).height for name in ("table", "input.splits", "ehr", "hash")}
-    return studies.drop("split").join(final.drop("source"), on="subject_id").sort("study_id"), counts
-
-
-def hash_split(subject_id: int, seed: int) -> str:
-    """70/10/20 by a hash that depends on the subject and the seed alone, not on who else is in the table."""
-    digest = hashlib.blake2b(f"{seed}:{subject_id}".encode(), digest_size=8).digest()
-    share = int.from_bytes(digest) / 2**64
-    return SPLITS[sum(share >= end for end in HASH_SHARES)]
-
-
-def _canonical(splits: pl.DataFrame, source: str) -> pl.DataFrame:
-    unknown = sorted(set(splits["split"].unique()) - SPLIT_NAMES.keys())
-    if unknown:
-        raise ConfigError(f"{source}: unknown split {unknown[0]!r}; the names are {', '.join(SPLIT_NAMES)}")
-    return splits.select("subject_id", pl.col("split").replace_strict(SPLIT_NAMES, return_dtype=pl.String)).unique()
 
 
 def _refuse(rows: pl.DataFrame) -> tuple[pl.DataFrame, list[Quarantined]]:

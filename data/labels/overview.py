@@ -12,12 +12,13 @@ from pathlib import Path
 
 import polars as pl
 
-from data.given.study_table import SPLITS, resolve_image
+from data.given.study import Study, resolve_image
 from data.labels.label_files import COVARIATES
 from data.labels.stage import LabelStage
 from data.quarantine import Quarantined
 from data.volumes.prepare_study import prepare_study
 from ttepretrain.errors import BadStudy
+from ttepretrain.splits import SPLITS
 from ttepretrain.tasks import TaskSet
 from ttepretrain.volume.spec import VolumeSpec
 
@@ -94,12 +95,12 @@ def quartiles(values: pl.Series) -> dict[str, float]:
     return {name: float(values.quantile(q, "linear")) for name, q in (("p25", 0.25), ("p50", 0.5), ("p75", 0.75))}
 
 
-def sample(images: Sequence[tuple], count: int) -> list[tuple]:
+def sample(images: Sequence[Study], count: int) -> list[Study]:
     """`count` of the studies with an image, or all; the same ones for the same table."""
     return random.Random(SEED).sample(images, min(count, len(images)))
 
 
-def try_study(study: tuple[str | None, ...], root: Path, cache: Path, spec: VolumeSpec) -> Trial:
+def try_study(study: Study, root: Path, cache: Path, spec: VolumeSpec) -> Trial:
     """prepare_study, timed. What is paid once by every worker, its imports, is left out."""
     from ttepretrain.volume import nifti, preprocess  # noqa: F401
     from ttepretrain.volume.dicom import reader  # noqa: F401

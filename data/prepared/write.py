@@ -8,12 +8,13 @@ from pathlib import Path
 
 import polars as pl
 
-from data.given.study_table import SPLITS, StudyTable
+from data.given.study_table import StudyTable
 from data.labels.stage import LabelStage
 from data.quarantine import Quarantine
 from data.volumes.prepare_study import PreparedVolume
 from ttepretrain.errors import LeakageError
 from ttepretrain.files import sha256_of, write_json
+from ttepretrain.splits import SPLITS
 from ttepretrain.volume.spec import VolumeSpec
 
 SCHEMA_VERSION = 1

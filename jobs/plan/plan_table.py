@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from data.given.study_table import SPLITS
 from jobs.report.tables import MIN_CELL
+from ttepretrain.splits import SPLITS
 
 LEFT_OUT = {
     "NO_SUBJECT": "no record in the EHR",

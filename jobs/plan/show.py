@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.given.study_table import SPLITS, StudyTable
+from data.given.study_table import StudyTable
 from data.labels.overview import absent_images, label_plan, sample, try_study, volume_plan
 from data.labels.stage import MapShards, make_labels
 from data.parquet_files import write_parquet
@@ -27,6 +27,7 @@ from jobs.plan.plan_table import publishable, size_text, table
 from ttepretrain.errors import ConfigError, ResourceError
 from ttepretrain.files import write_json
 from ttepretrain.lock import folder_lock
+from ttepretrain.splits import SPLITS
 
 if TYPE_CHECKING:
     from jobs.prepare import Inputs

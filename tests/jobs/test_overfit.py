@@ -17,6 +17,7 @@ from torch import Tensor
 
 from data.batches.loader import EvaluationLoader, PreparedStudies
 from data.cohort.build import make_images, write_cohort
+from data.given.study import Study
 from data.given.study_table import read_studies
 from data.labels.stage import make_labels
 from data.parquet_files import write_parquet
@@ -62,7 +63,7 @@ def studies(config, tmp_path_factory) -> PreparedStudies:
     chosen = labels.unique("subject_id", keep="first", maintain_order=True)["study_id"][:STUDIES]
     spec = config.volume.resolve()
     images = make_images(cohort / "images", [orders[study_id] for study_id in chosen])
-    rows = [(study_id, f"images/{name}", None, None, None) for study_id, (_, name, *_) in zip(chosen, images)]
+    rows = [Study(study_id, f"images/{name}") for study_id, (_, name, *_) in zip(chosen, images)]
     volumes = volume_table([prepare_study(row, cohort, prepared / "volumes", spec) for row in rows], set())
     write_parquet(volumes, prepared / "volumes.parquet")
     write_parquet(keys, prepared / "keys.parquet")

@@ -7,7 +7,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from data.given.study_table import assign_splits, read_studies
+from data.given.study_table import read_studies
+from data.subjects.splits import assign_splits
 from data.testing import load_module
 from ttepretrain.errors import ConfigError, IntegrityError, LeakageError
 

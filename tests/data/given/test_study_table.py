@@ -5,8 +5,9 @@ from datetime import date, datetime
 import polars as pl
 import pytest
 
-from data.given.study_table import assign_splits, hash_split, read_splits, read_studies, resolve_image
-from ttepretrain.errors import BadStudy, ConfigError, IntegrityError, LeakageError
+from data.given.study import Study
+from data.given.study_table import read_studies
+from ttepretrain.errors import ConfigError, IntegrityError
 
 ROWS = {
     "study_id": ["s2", "s1"],
@@ -52,6 +53,7 @@ def test_the_series_and_the_images_patient_are_read_as_text_and_not_carried(tmp_
     path = write(tmp_path / f"studies{suffix}", series_uid=["1.2.3", None], patient_id=[None, 70])
     table = read(path)
     assert table.frame.select("series_uid", "patient_id").rows() == [(None, "70"), ("1.2.3", None)]
+    assert table.images == [Study("s2", "a/2.nii.gz", series_uid="1.2.3")]
     assert table.carried == ["site"]
 
 
@@ -132,105 +134,3 @@ def test_a_truncated_table_is_an_integrity_error(tmp_path):
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(IntegrityError, match=r"input\.studies.*damaged"):
         read(path)
-
-
-# --- images
-
-
-@pytest.mark.parametrize(
-    "image",
-    ["../x.nii.gz", "a/../../x", "/etc/passwd", "~/x.nii", "~root/x", "$HOME/x", "a/${HOME}/x", "file:///etc/passwd",
-     "http://host/x.nii.gz", "a\0b.nii.gz", "", "out/secret.nii.gz", "out"],
-)  # fmt: skip
-def test_an_image_never_leads_out_of_the_tables_folder(tmp_path, image):
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "secret.nii.gz").touch()
-    root = tmp_path / "root"
-    root.mkdir()
-    (root / "out").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(BadStudy, match="OUTSIDE_ROOT"):
-        resolve_image(root, image)
-
-
-@pytest.mark.parametrize("image", ["a/x.nii.gz", "inside/x.nii.gz", "-rf.nii", "a b\nc.nii", "x..y.nii", "é" * 100])
-def test_an_image_below_the_tables_folder_is_found_whatever_its_name(tmp_path, image):
-    root = tmp_path / "root"
-    root.mkdir()
-    (tmp_path / "link").symlink_to(root)
-    (root / "a").mkdir()
-    (root / "inside").symlink_to(root / "a")
-    for top in (root, tmp_path / "link"):
-        assert resolve_image(top, image).parent.samefile((root / image).parent)
-
-
-# --- splits
-
-
-def studies(**splits):
-    """One study per subject and split given as s<subject>=split."""
-    rows = [(f"{name}.{n}", int(name[1:]), split) for name, given in splits.items() for n, split in enumerate(given)]
-    return pl.DataFrame(rows, schema=["study_id", "subject_id", "split"], orient="row").cast({"split": pl.String})
-
-
-def splits(**given):
-    rows = [(int(name[1:]), split) for name, split in given.items()]
-    return pl.DataFrame(rows, schema={"subject_id": pl.Int64, "split": pl.String}, orient="row")
-
-
-def assigned(table, given=None, ehr=None, seed=0):
-    frame, counts = assign_splits(table, given, ehr, seed)
-    return dict(frame.select("subject_id", "split").iter_rows()), counts
-
-
-def test_the_table_decides_then_the_ehr_then_the_hash():
-    table = studies(s1=["valid", None], s2=[None], s3=[None])
-    by_subject, counts = assigned(table, ehr=splits(s1="tuning", s2="test", s9="train"))
-    assert by_subject == {1: "tuning", 2: "held_out", 3: hash_split(3, 0)}
-    assert counts == {"table": 1, "input.splits": 0, "ehr": 1, "hash": 1}
-
-
-def test_given_splits_replace_those_of_the_ehr():
-    by_subject, counts = assigned(studies(s1=[None]), given=splits(s1="train"), ehr=splits(s1="held_out"))
-    assert by_subject == {1: "train"}
-    assert counts["input.splits"] == 1
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"table": studies(s1=["train", "held_out"])},
-        {"table": studies(s1=["train"]), "ehr": splits(s1="held_out")},
-        {"table": studies(s1=["train"]), "given": splits(s1="tuning")},
-        {"table": studies(s1=[None]), "ehr": pl.concat([splits(s1="train"), splits(s1="test")])},
-    ],
-)
-def test_a_subject_in_two_splits_stops_the_run_without_naming_it(arguments):
-    with pytest.raises(LeakageError, match=r"^1 subjects are in two splits"):
-        assigned(**arguments)
-
-
-def test_valid_and_tuning_are_the_same_split():
-    assert assigned(studies(s1=["valid", "tuning"]))[0] == {1: "tuning"}
-
-
-def test_an_unknown_split_name_is_a_configuration_error():
-    with pytest.raises(ConfigError, match="unknown split 'dev'; the names are train, tuning"):
-        assigned(studies(s1=["dev"]))
-
-
-def test_hashed_splits_depend_on_the_subject_alone_and_have_the_stated_shares():
-    alone = {subject: hash_split(subject, seed=3) for subject in range(20_000)}
-    together, _ = assigned(studies(**{f"s{n}": [None] for n in range(100)}), seed=3)
-    assert together == {n: alone[n] for n in range(100)}
-    counts = pl.Series(list(alone.values())).value_counts()
-    shares = {split: count / 20_000 for split, count in counts.iter_rows()}
-    assert shares == pytest.approx({"train": 0.7, "tuning": 0.1, "held_out": 0.2}, abs=0.01)
-    assert alone != {subject: hash_split(subject, seed=4) for subject in range(20_000)}
-
-
-def test_a_splits_table_needs_its_two_columns(tmp_path):
-    pl.DataFrame({"subject_id": [1], "fold": [1]}).write_csv(tmp_path / "splits.csv")
-    with pytest.raises(ConfigError, match=r"input\.splits: columns subject_id and split"):
-        read_splits(tmp_path / "splits.csv", "input.splits")
-    pl.DataFrame({"subject_id": [1, 1], "split": ["train", "train"]}).write_csv(tmp_path / "splits.csv")
-    assert read_splits(tmp_path / "splits.csv", "input.splits").rows() == [(1, "train")]

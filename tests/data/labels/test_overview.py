@@ -3,6 +3,7 @@
 import polars as pl
 import pytest
 
+from data.given.study import Study
 from data.labels.overview import Trial, absent_images, answers, quartiles, sample, try_study, volume_plan
 from data.testing import chest, write_nifti
 from ehr.schema import PHENOTYPES
@@ -59,11 +60,11 @@ def test_a_sample_is_the_same_for_the_same_table_and_never_more_than_all():
 
 def test_a_trial_is_the_real_preparation(tmp_path):
     write_nifti(tmp_path / "a.nii.gz", chest(1))
-    trial = try_study(("s", "a.nii.gz"), tmp_path, tmp_path, SPEC)
+    trial = try_study(Study("s", "a.nii.gz"), tmp_path, tmp_path, SPEC)
     (cached,) = tmp_path.glob("*.b2nd")
     assert (trial.num_bytes, trial.code) == (cached.stat().st_size, None)
     assert trial.seconds > 0
-    assert try_study(("s", "gone.nii.gz"), tmp_path, tmp_path, SPEC).code == "NOT_FOUND"
+    assert try_study(Study("s", "gone.nii.gz"), tmp_path, tmp_path, SPEC).code == "NOT_FOUND"
 
 
 def test_quartiles():

@@ -1,0 +1,70 @@
+"""Which split a subject belongs to: the study table decides, else a given table or the EHR, else a hash."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import polars as pl
+
+from data.given.study_table import _text, _whole_numbers, read_table
+from ttepretrain.errors import ConfigError, LeakageError
+from ttepretrain.splits import SPLITS
+
+SPLIT_NAMES = {"train": "train", "tuning": "tuning", "held_out": "held_out", "valid": "tuning", "test": "held_out"}
+HASH_SHARES = (0.7, 0.8)  # upper ends of train and tuning: 70/10/20
+
+
+def read_splits(path: Path, key: str) -> pl.DataFrame:
+    """subject_id i64, split str of a table of splits; a subject listed twice with two splits stays twice."""
+    table = read_table(path, key)
+    if not {"subject_id", "split"} <= set(table.columns):
+        raise ConfigError(f"{key}: columns subject_id and split are needed; the table has {', '.join(table.columns)}")
+    table = table.select(_whole_numbers(table["subject_id"], key), _text(table, "split"))
+    return table.drop_nulls().unique(maintain_order=True)
+
+
+def assign_splits(
+    studies: pl.DataFrame, given: pl.DataFrame | None, ehr: pl.DataFrame | None, seed: int
+) -> tuple[pl.DataFrame, dict[str, int]]:
+    """`studies` with every subject's split, and from where how many subjects got theirs.
+
+    The study table decides, then `given` (input.splits), or without it the EHR's own, then a seeded hash of the
+    subject. Raises LeakageError where two of the sources, or two rows of one, disagree about a subject.
+    """
+    subjects = studies.select("subject_id").unique()
+    table = studies.select("subject_id", "split").drop_nulls().unique()
+    other, name = (given, "input.splits") if given is not None else (ehr, "ehr")
+    sources = [(table, "table")]
+    if other is not None:
+        sources.append((other.join(subjects, on="subject_id", how="semi"), name))
+    stated = pl.concat([_canonical(frame, name).with_columns(source=pl.lit(name)) for frame, name in sources])
+    splits = stated.group_by("subject_id").agg(pl.col("split").n_unique().alias("splits"))
+    torn = splits.filter(pl.col("splits") > 1).height
+    if torn:
+        raise LeakageError(
+            f"{torn} subjects are in two splits ({', '.join(name for _, name in sources)}); "
+            "give each subject one split, in input.studies or input.splits"
+        )
+    known = stated.unique("subject_id", keep="first", maintain_order=True)
+    rest = subjects.join(known, on="subject_id", how="anti").sort("subject_id")
+    hashed = rest.with_columns(
+        pl.Series("split", [hash_split(v, seed) for v in rest["subject_id"]], pl.String), source=pl.lit("hash")
+    )
+    final = pl.concat([known, hashed])
+    counts = {name: final.filter(source=name).height for name in ("table", "input.splits", "ehr", "hash")}
+    return studies.drop("split").join(final.drop("source"), on="subject_id").sort("study_id"), counts
+
+
+def hash_split(subject_id: int, seed: int) -> str:
+    """70/10/20 by a hash that depends on the subject and the seed alone, not on who else is in the table."""
+    digest = hashlib.blake2b(f"{seed}:{subject_id}".encode(), digest_size=8).digest()
+    share = int.from_bytes(digest) / 2**64
+    return SPLITS[sum(share >= end for end in HASH_SHARES)]
+
+
+def _canonical(splits: pl.DataFrame, source: str) -> pl.DataFrame:
+    unknown = sorted(set(splits["split"].unique()) - SPLIT_NAMES.keys())
+    if unknown:
+        raise ConfigError(f"{source}: unknown split {unknown[0]!r}; the names are {', '.join(SPLIT_NAMES)}")
+    return splits.select("subject_id", pl.col("split").replace_strict(SPLIT_NAMES, return_dtype=pl.String)).unique()
