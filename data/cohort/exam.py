@@ -136,9 +136,8 @@ PHENOTYPES = (
 )
 # fmt: on
 YARDSTICK = tuple(p.name for p in PHENOTYPES if p.name not in ("mortality", "pulmonary_embolism"))  # mean oracle C
-PRESENT = (
-    0.6  # a condition is present at the CT when its visible log-hazard exceeds this many of its standard deviations
-)
+# A condition is present at the CT when its visible log-hazard exceeds this many of its standard deviations.
+PRESENT = 0.6
 
 
 @dataclass(frozen=True)

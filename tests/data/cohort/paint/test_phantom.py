@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from data.cohort.exam import BIOMARKERS
+from data.cohort.paint.canvas import Canvas
 from data.cohort.paint.patient import draw_patient
 from data.cohort.paint.phantom import render
 from data.cohort.paint.scanner import draw_acquisition, expose
@@ -147,3 +148,11 @@ def test_biomarkers_survive_the_training_grid():
     }
     for name, values in measures.items():
         assert spearmanr(values, severity_NJ[:, NAMES.index(name)]).statistic > 0.4, name
+
+
+@pytest.mark.parametrize("centre", [(500, 0, 0), (-500, 0, 0), (0, 500, 0), (0, 0, -500)])
+def test_a_body_off_the_grid_paints_nothing(centre):
+    canvas = Canvas((5, 6, 7), np.diag([10.0, 10, 10, 1]))
+    canvas.ellipsoid(centre, (20, 30, 40), 100)
+    canvas.tube(centre, tuple(1.1 * np.array(centre)), 15, 100)
+    assert (canvas.hu_DHW == -1000).all()
