@@ -41,4 +41,19 @@ else
   echo "setup: installing the locked packages (torch $torch with its GPU libraries: about 4.5 GB the first time)"
   "${sync[@]}"
 fi
+
+# The command `ttepretrain` and `python -m ttepretrain`, from every folder and always with the code of this clone. Python
+# searches a folder that holds a link to ttepretrain/ alone: `data` and `ehr` would shadow modules of other projects.
+venv=$(cd "$VENV" && pwd)
+mkdir -p "$venv/clone"
+ln -sfn "$PWD/ttepretrain" "$venv/clone/ttepretrain"
+site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+echo "$venv/clone" > "$site/ttepretrain_clone.pth"
+cat > "$venv/bin/ttepretrain" <<SCRIPT
+#!$venv/bin/python
+from ttepretrain.commands.main import main
+
+main()
+SCRIPT
+chmod +x "$venv/bin/ttepretrain"
 "$VENV/bin/python" -c 'import torch; print("setup: ready, torch", torch.__version__)'
