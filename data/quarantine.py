@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass
 
 import polars as pl
 
-from ttepretrain.commands.scans import most_bad
-from ttepretrain.errors import BadDataError
+from ttepretrain.errors import BadDataError, most_bad
 
 SCHEMA = {"study_id": pl.String, "stage": pl.String, "code": pl.String, "detail": pl.String}
 

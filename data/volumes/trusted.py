@@ -11,7 +11,8 @@ import os
 from pathlib import Path
 
 from ttepretrain.files import write_atomic
-from ttepretrain.volume.source import declared_os_errors, source_files, source_hash
+from ttepretrain.volume.refusal import reads_files
+from ttepretrain.volume.source import source_files, source_hash
 
 
 def trusted_hash(path: Path, folder: Path) -> str:
@@ -36,10 +37,10 @@ def _stamp(path: Path, folder: Path) -> Path:
     return folder / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:40]}.stamp"
 
 
+@reads_files
 def _digest(path: Path) -> str:
     digest = hashlib.sha256()
-    with declared_os_errors():
-        for file in source_files(path):
-            stat = file.stat()
-            digest.update(os.fsencode(file) + f"\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+    for file in source_files(path):
+        stat = file.stat()
+        digest.update(os.fsencode(file) + f"\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
     return digest.hexdigest()

@@ -1,14 +1,15 @@
-"""What the network will see of some scans: three planes through every window, one row per scan, as a PNG.
+"""A PNG of some scans as the network will see them: three planes in every window, one row per scan.
 
     #0   axial axial axial   coronal coronal coronal   sagittal sagittal sagittal
          lung  soft  bone    ...
 
-The patient's right is on the left, the head is up, the front is up (axial) or on the left (sagittal).
+The patient's right is on the left and the head is up. The front is up (axial) or on the left (sagittal).
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,25 +19,29 @@ from ttepretrain.files import replacing
 from ttepretrain.volume.spec import VolumeSpec
 from ttepretrain.volume.windows import apply_windows
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 PLANES = ("axial", "coronal", "sagittal")
 BODY_HU = -350.0
-# A body is as wide as the columns, 60 mm of tissue deep, that lie farthest apart: no couch, no headrest.
+# Width of a body: the distance between the outermost columns with 60 mm of tissue, so that couch and headrest are
+# left out.
 BODY_DEPTH_MM, HEAD_WIDTH_MM = 60.0, 230.0
 INCHES = 1.3  # height of an axial picture
 
 
 class Montage:
-    """Keeps the middle planes of `shown` of `num_scans` scans, evenly spread; `add` is called in their order.
+    """Keeps the middle planes of `shown` evenly spread scans of `num_scans`. Call `add` in the order of the scans.
 
-    Scans no wider than a head are left out: the outline of a head is a face.
+    Scans no wider than a head are left out, because the outline of a head is a face.
     """
 
     def __init__(self, spec: VolumeSpec, num_scans: int, shown: int):
         try:
-            import matplotlib  # noqa: F401  now, not after hours of reading
+            import matplotlib  # noqa: F401  fail now rather than after hours of reading
         except ImportError:
-            raise ConfigError("--montage needs matplotlib; install it, or leave the option out") from None
-        if spec.fit == "stretch":  # no HU, no millimetres: heads cannot be told
+            raise ConfigError("--montage needs matplotlib; install it, or omit the option") from None
+        if spec.fit == "stretch":  # without HU and millimetres, a head cannot be recognised
             raise ConfigError("--montage: a preset that stretches scans cannot be shown; use another --preset")
         self._spec = spec
         self._wanted = [n * num_scans // shown for n in range(min(shown, num_scans))]
@@ -44,7 +49,7 @@ class Montage:
         self.heads = 0
 
     def add(self, position: int, hu_DHW: np.ndarray) -> None:
-        """Keep this usable scan if one is due; a refused scan's turn passes to the next usable one."""
+        """Keep this usable scan if one is due. The turn of a refused scan passes to the next usable one."""
         if len(self.planes) >= len(self._wanted) or position < self._wanted[len(self.planes)]:
             return
         if _body_width_mm(hu_DHW, self._spec) < HEAD_WIDTH_MM:
@@ -58,7 +63,7 @@ class Montage:
         ]
 
     def save(self, path: Path) -> str:
-        """Write the PNG; returns a line that says what is in it. Nothing is written when no scan can be shown."""
+        """Write the PNG and return a line that describes it. Nothing is written when no scan can be shown."""
         left_out = f"; {self.heads} no wider than a head left out" if self.heads else ""
         if not self.planes:
             return f"no montage: no scan to show{left_out}"
@@ -73,7 +78,7 @@ def _body_width_mm(hu_DHW: np.ndarray, spec: VolumeSpec) -> float:
     return float((columns[-1] - columns[0] + 1) * spec.spacing_mm[2]) if len(columns) else 0.0
 
 
-def _figure(planes: dict[int, list[np.ndarray]], spec: VolumeSpec):
+def _figure(planes: dict[int, list[np.ndarray]], spec: VolumeSpec) -> Figure:
     from matplotlib.figure import Figure
 
     d, h, w = (size * mm for size, mm in zip(spec.shape_DHW, spec.spacing_mm))

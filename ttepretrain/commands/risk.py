@@ -1,34 +1,43 @@
 """`ttepretrain risk`: probability of every task within a horizon, from scans.
 
-B scans, K tasks, T bins.
+B scans, K tasks, T bins, H horizons.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as parquet
-import torch
-
-from ttepretrain.commands.batches import volumes_of
-from ttepretrain.commands.main import say_what_came
-from ttepretrain.commands.outputs import write_quarantine
+from ttepretrain.commands.arguments import add_model_arguments, check_model_arguments
 from ttepretrain.commands.scans import find_scans
 from ttepretrain.errors import BadStudy, ConfigError
-from ttepretrain.export.folder import read_export
-from ttepretrain.export.write import load_model
-from ttepretrain.files import replacing
-from ttepretrain.survival.curves import cumulative_incidence
+from ttepretrain.log import log
 from ttepretrain.tasks import TaskSet
 
-SCHEMA = pa.schema(
-    [("key", pa.string()), ("task", pa.string()), ("horizon_days", pa.float64()), ("risk", pa.float64())]
-)
+SUMMARY = "compute the risk of every task within a horizon"
+DESCRIPTION = """\
+Compute the probability that each task happens within each horizon and before
+death. The output is a parquet file with the columns key, task, horizon_days and
+risk. A scan that cannot be read is skipped; quarantine.parquet beside the output
+gives the reason."""
+EXAMPLE = "runs/default/pretrain/tte/export scans/ --horizons 30,180,365 -o risks.parquet"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model_arguments(parser)
+    parser.add_argument(
+        "--horizons", type=_days, required=True, metavar="DAYS,DAYS", help="days after the scan, such as 30,180,365"
+    )
+    parser.add_argument("--tasks", nargs="+", metavar="CODE", help="compute these tasks only (default: all)")
+
+
+def run(parsed: argparse.Namespace) -> None:
+    check_model_arguments(parsed)
+    risk_of_scans(
+        parsed.export, parsed.inputs, parsed.output, parsed.batch_size, parsed.device, parsed.horizons, parsed.tasks
+    )
 
 
 def risk_of_scans(
@@ -42,9 +51,19 @@ def risk_of_scans(
 ) -> None:
     """Write the risk of every usable scan, task and horizon; the whole file appears at once.
 
-    Warns of a horizon beyond the follow-up of training.
-    Raises ConfigError for a horizon inside the blackout or a code that is no task of the export.
+    Warns about a horizon beyond the follow-up of training. Raises ConfigError for a horizon within the blackout or a
+    code that is no task of the export.
     """
+    import pyarrow.parquet as parquet
+    import torch
+
+    from ttepretrain.commands.batches import volumes_of
+    from ttepretrain.commands.outputs import RISKS, report, risk_table, write_quarantine
+    from ttepretrain.export.folder import read_export
+    from ttepretrain.export.load import load_model
+    from ttepretrain.files import replacing
+    from ttepretrain.survival.curves import cumulative_incidence
+
     export = read_export(folder)
     tasks = export.tasks
     columns = _columns(tasks, codes)
@@ -54,17 +73,16 @@ def risk_of_scans(
     followed = math.inf if export.follow_up_days is None else export.follow_up_days
     late = [days for days in horizons_days if days > followed]
     if late:
-        print(
-            f"warning: horizons {late} lie beyond the {followed:g} days for which enough subjects were "
-            "followed in training; these risks hold only if the last bin's hazards go on as they were",
-            file=sys.stderr, flush=True,
+        log.warning(
+            "horizons %s lie beyond the %g days for which enough subjects were followed in training; these risks "
+            "assume that the hazards of the last bin stay constant", late, followed,
         )  # fmt: skip
     if export.synthetic:
-        print("warning: trained on synthetic data; these risks mean nothing for a patient", file=sys.stderr, flush=True)
+        log.warning("the model was trained on synthetic data; these risks mean nothing for a patient")
     scans = find_scans(inputs)
     model = load_model(folder).to(device)
     refused: dict[str, BadStudy] = {}
-    with replacing(output) as part, parquet.ParquetWriter(part, SCHEMA, compression="zstd") as writer:
+    with replacing(output) as part, parquet.ParquetWriter(part, RISKS, compression="zstd") as writer:
         for keys, volume_BDHW in volumes_of(scans, export.spec, batch_size, refused):
             with torch.inference_mode():
                 z_BTK = model(volume_BDHW.to(device))
@@ -73,9 +91,16 @@ def risk_of_scans(
                     for days in horizons_days
                 ]
             risk_BKH = torch.stack(risks, dim=2).cpu().numpy()[:, columns]
-            writer.write_table(_rows(keys, [tasks.codes[k] for k in columns], horizons_days, risk_BKH))
-    write_quarantine(output.with_name("quarantine.parquet"), {scan.key for scan in scans}, refused)
-    say_what_came(len(scans), len(refused), output)
+            writer.write_table(risk_table(keys, [tasks.codes[k] for k in columns], horizons_days, risk_BKH))
+    write_quarantine(output, {scan.key for scan in scans}, refused)
+    report(len(scans), len(refused), output)
+
+
+def _days(text: str) -> list[float]:
+    days = [float(part) for part in text.split(",")]
+    if not all(0 < day < float("inf") for day in days):
+        raise ValueError
+    return days
 
 
 def _columns(tasks: TaskSet, codes: Sequence[str] | None) -> list[int]:
@@ -83,14 +108,3 @@ def _columns(tasks: TaskSet, codes: Sequence[str] | None) -> list[int]:
     if unknown:
         raise ConfigError(f"--tasks: {', '.join(unknown)} is no task of the export; tasks.json in it lists them")
     return [k for k, code in enumerate(tasks.codes) if codes is None or code in codes]
-
-
-def _rows(keys: Sequence[str], codes: Sequence[str], horizons_days: Sequence[float], risk_BKH: np.ndarray) -> pa.Table:
-    scans, num_tasks, num_horizons = risk_BKH.shape
-    columns = [
-        np.repeat(np.array(keys, object), num_tasks * num_horizons),
-        np.tile(np.repeat(np.array(codes, object), num_horizons), scans),
-        np.tile(np.array(horizons_days, float), scans * num_tasks),
-        risk_BKH.reshape(-1),
-    ]
-    return pa.table(columns, schema=SCHEMA)

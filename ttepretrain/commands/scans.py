@@ -1,10 +1,10 @@
-"""What INPUT means on the command line: scans and the keys their results carry. No torch here.
+"""What INPUT means on the command line: the scans, and the key of each one's results. No torch here.
 
 scan.nii.gz                  one scan, key `scan.nii.gz`
 folder with DICOM in it      one scan, key: the folder's name
 folder of many               every NIfTI file and every folder with DICOM directly in it, at any depth;
                              key: path relative to the argument
-table.csv | table.parquet    columns key, image (path, relative to the table); key as given
+table.csv | table.parquet    columns key and image (a path relative to the table); the key as given
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from ttepretrain.errors import ConfigError
 
 NIFTI = (".nii", ".nii.gz")
 TABLES = (".csv", ".parquet")
-# What lies beside DICOM files and is none of them; those have any suffix or none.
+# Files found beside DICOM files, which have any suffix or none.
 NOT_DICOM = (*TABLES, ".json", ".txt", ".tsv", ".md", ".pdf", ".html", ".xml", ".yaml", ".png", ".jpg", ".jpeg", ".zip")
-ALWAYS_ALLOWED = 10  # bad scans that are tolerated whatever their share, up to half of all
 
 
 @dataclass(frozen=True)
@@ -38,11 +37,6 @@ def find_scans(inputs: Sequence[Path]) -> list[Scan]:
     if repeated:
         raise ConfigError(f"{repeated} of {len(scans)} scans have another's key; give a table with columns key,image")
     return scans
-
-
-def most_bad(num_scans: int, max_bad_fraction: float = 0.01) -> float:
-    """How many of so many scans may be bad before a command ends with BadDataError."""
-    return min(max(ALWAYS_ALLOWED, max_bad_fraction * num_scans), num_scans / 2)
 
 
 def _scans_of(path: Path) -> list[Scan]:
@@ -70,13 +64,15 @@ def _scans_below(root: Path) -> list[Scan]:
 
 
 def _holds_dicom(files: Sequence[Path], leaf: bool) -> bool:
-    """In a folder without subfolders any unknown file counts: a damaged scan is to be refused, not overlooked."""
+    """In a folder without subfolders any unknown file counts: a damaged scan is refused, not overlooked."""
     known = (*NIFTI, *NOT_DICOM, "dicomdir")
     unknown = [file for file in files if not file.name.lower().endswith(known)]
     return bool(unknown) if leaf else any(_is_dicom(file) for file in unknown)
 
 
 def _is_dicom(path: Path) -> bool:
+    if not path.is_file():  # opening a pipe would block
+        return False
     try:
         with path.open("rb") as file:
             return file.read(132)[128:] == b"DICM"

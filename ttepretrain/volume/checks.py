@@ -46,6 +46,8 @@ class Reason(StrEnum):
     NAN_VOXELS = "NAN_VOXELS"
     CONSTANT = "CONSTANT"
     NOT_HU = "NOT_HU"
+    # ours
+    UNEXPECTED = "UNEXPECTED"  # an exception that nobody foresaw
 
 
 class Flag(StrEnum):

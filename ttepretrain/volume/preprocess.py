@@ -16,8 +16,9 @@ from ttepretrain.errors import BadStudy
 from ttepretrain.volume.checks import Reason, check_hu
 from ttepretrain.volume.dicom.choice import DEFAULT_READING, WHATEVER, Reading, Wanted
 from ttepretrain.volume.image import CTImage, to_ras, unflipped
+from ttepretrain.volume.refusal import reads_files
 from ttepretrain.volume.resample import FWHM_PER_SIGMA, Limits, resample, separable
-from ttepretrain.volume.source import declared_os_errors, is_nifti
+from ttepretrain.volume.source import is_nifti, refuse_special
 from ttepretrain.volume.spec import VolumeSpec
 
 # The body is looked for on cells of this size: large enough that the mean over a couch or a tube is air.
@@ -56,17 +57,18 @@ def preprocess_ct(path: Path, spec: VolumeSpec, wanted: Wanted = WHATEVER) -> Vo
     return Volume(hu_DHW, affine, flags, image.acquisition, *source, image.acquired)
 
 
+@reads_files
 def read_ct(path: Path, reading: Reading = DEFAULT_READING, wanted: Wanted = WHATEVER) -> CTImage:
-    """The scan at `path` in HU on its own grid, checked to look like CT."""
-    with declared_os_errors():
-        if is_nifti(path):
-            from ttepretrain.volume.nifti import read_nifti
+    """The scan at `path` in HU on its own grid; BadStudy unless it looks like CT."""
+    refuse_special(path)
+    if is_nifti(path):
+        from ttepretrain.volume.nifti import read_nifti
 
-            image = read_nifti(path)
-        else:
-            from ttepretrain.volume.dicom.reader import read_dicom
+        image = read_nifti(path)
+    else:
+        from ttepretrain.volume.dicom.reader import read_dicom
 
-            image = read_dicom(path, reading, wanted)
+        image = read_dicom(path, reading, wanted)
     check_hu(image.hu_DHW)
     return image
 

@@ -1,6 +1,7 @@
 """One study: cached once per content, or refused with a reason that names nobody."""
 
 import errno
+import hashlib
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import numpy as np
 import pydicom
 import pytest
 
+from data.given.study import Study
 from data.quarantine import Quarantined
 from data.testing import chest, write_dicom, write_nifti
 from data.volumes import prepare_study as prepare
@@ -17,7 +19,7 @@ from data.volumes import trusted
 from data.volumes.cache import VolumeRecord, hash_voxels, read_volume, write_volume
 from data.volumes.prepare_study import PreparedVolume, prepare_study
 from ttepretrain.errors import ResourceError
-from ttepretrain.volume import preprocess
+from ttepretrain.volume import preprocess, refusal
 from ttepretrain.volume.preprocess import preprocess_ct
 from ttepretrain.volume.spec import VolumeSpec
 
@@ -40,7 +42,7 @@ def root(tmp_path):
 
 @pytest.mark.parametrize("image", ["a.nii.gz", "b"])
 def test_a_study_is_cached_as_the_one_path_makes_it_and_not_made_again(root, cache, image, monkeypatch):
-    first = prepare_study(("s", image), root, cache, SPEC)
+    first = prepare_study(Study("s", image), root, cache, SPEC)
     expected = preprocess_ct(root / image, SPEC)
     hu_DHW = read_volume(cache / f"{first.content_key}.b2nd", first.checksum)
     np.testing.assert_array_equal(hu_DHW, expected.hu_DHW)
@@ -49,7 +51,7 @@ def test_a_study_is_cached_as_the_one_path_makes_it_and_not_made_again(root, cac
     assert not first.reused
 
     monkeypatch.setattr(preprocess, "preprocess_ct", None)
-    again = prepare_study(("s", image), root, cache, SPEC)
+    again = prepare_study(Study("s", image), root, cache, SPEC)
     assert again.reused
     assert (again.record, again.checksum) == (first.record, first.checksum)
 
@@ -58,27 +60,27 @@ def test_other_names_and_places_of_the_same_bytes_are_the_same_content(root, cac
     shutil.copytree(root / "b", root / "c")
     for file in (root / "c").iterdir():
         file.rename(file.with_name(f"z{1000 - int(file.stem)}"))
-    first, second = (prepare_study((image, image), root, cache, SPEC) for image in "bc")
+    first, second = (prepare_study(Study(image, image), root, cache, SPEC) for image in "bc")
     assert second.reused
     assert first.content_key == second.content_key
 
 
 def test_a_file_replaced_behind_an_unchanged_mtime_is_other_content(root, cache):
     file = root / "a.nii.gz"
-    before = prepare_study(("s", "a.nii.gz"), root, cache, SPEC)
+    before = prepare_study(Study("s", "a.nii.gz"), root, cache, SPEC)
     stat = file.stat()
     write_nifti(file, chest(99))
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    after = prepare_study(("s", "a.nii.gz"), root, cache, SPEC)
+    after = prepare_study(Study("s", "a.nii.gz"), root, cache, SPEC)
     assert not after.reused
     assert after.record.voxel_hash != before.record.voxel_hash
 
 
 @pytest.mark.parametrize("image", ["a.nii.gz", "b"])
 def test_trusted_dates_spare_the_hash_and_a_changed_date_does_not(root, cache, image, monkeypatch):
-    first = prepare_study((image, image), root, cache, SPEC, trust_mtime=True)
+    first = prepare_study(Study(image, image), root, cache, SPEC, trust_mtime=True)
     monkeypatch.setattr(trusted, "source_hash", None)
-    again = prepare_study((image, image), root, cache, SPEC, trust_mtime=True)
+    again = prepare_study(Study(image, image), root, cache, SPEC, trust_mtime=True)
     assert again.reused
     assert again.content_key == first.content_key
     monkeypatch.undo()
@@ -87,9 +89,9 @@ def test_trusted_dates_spare_the_hash_and_a_changed_date_does_not(root, cache, i
     data[-1] ^= 1
     file.write_bytes(data)
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert prepare_study((image, image), root, cache, SPEC, trust_mtime=True).content_key == first.content_key
+    assert prepare_study(Study(image, image), root, cache, SPEC, trust_mtime=True).content_key == first.content_key
     os.utime(file)
-    changed = prepare_study((image, image), root, cache, SPEC, trust_mtime=True)
+    changed = prepare_study(Study(image, image), root, cache, SPEC, trust_mtime=True)
     assert isinstance(changed, Quarantined) or changed.content_key != first.content_key  # the gzip one is broken
 
 
@@ -103,23 +105,23 @@ def test_the_tables_series_and_patient_are_asked_of_the_images(root, cache):
         dataset = pydicom.dcmread(file)
         dataset.StudyInstanceUID = study_uid
         dataset.save_as(file)
-    by_rule = prepare_study(("s", "two", None, None), root, cache, SPEC)
-    first, second = (prepare_study(("s", "two", uid, None), root, cache, SPEC) for uid in uids)
+    by_rule = prepare_study(Study("s", "two", None, None), root, cache, SPEC)
+    first, second = (prepare_study(Study("s", "two", uid, None), root, cache, SPEC) for uid in uids)
     assert by_rule.record.voxel_hash == first.record.voxel_hash != second.record.voxel_hash
-    assert isinstance(prepare_study(("s", "two", uids[1], "nobody"), root, cache, SPEC), PreparedVolume)
+    assert isinstance(prepare_study(Study("s", "two", uids[1], "nobody"), root, cache, SPEC), PreparedVolume)
     for said, code in (((None, CANARY), "IDENTITY_CONFLICT"), (("1.2.3", None), "NO_SERIES")):
-        record = prepare_study(("s", "two", *said), root, cache, SPEC)
+        record = prepare_study(Study("s", "two", *said), root, cache, SPEC)
         assert (record.code, CANARY in record.detail) == (code, False)
-    assert isinstance(prepare_study(("s", "a.nii.gz", "1.2.3", CANARY), root, cache, SPEC), PreparedVolume)
+    assert isinstance(prepare_study(Study("s", "a.nii.gz", "1.2.3", CANARY), root, cache, SPEC), PreparedVolume)
 
 
 def test_a_damaged_stamp_is_made_again(root, cache):
-    first = prepare_study(("s", "b"), root, cache, SPEC, trust_mtime=True)
+    first = prepare_study(Study("s", "b"), root, cache, SPEC, trust_mtime=True)
     [stamp] = cache.glob("*.stamp")
     good = stamp.read_bytes()
     for damaged in (b"", b"[]", b"{}", good[:-9]):
         stamp.write_bytes(damaged)
-        assert prepare_study(("s", "b"), root, cache, SPEC, trust_mtime=True).content_key == first.content_key
+        assert prepare_study(Study("s", "b"), root, cache, SPEC, trust_mtime=True).content_key == first.content_key
         assert stamp.read_bytes() == good
 
 
@@ -129,7 +131,7 @@ def test_two_series_in_one_folder_are_told_apart_by_the_file_that_is_named(tmp_p
         for file in (tmp_path / name).iterdir():
             file.rename(tmp_path / f"{name}-{file.name}")
         (tmp_path / name).rmdir()
-    first, second = (prepare_study(("s", f"{n}-003.dcm"), tmp_path, cache, SPEC) for n in ("one", "two"))
+    first, second = (prepare_study(Study("s", f"{n}-003.dcm"), tmp_path, cache, SPEC) for n in ("one", "two"))
     assert first.record.source_hash == second.record.source_hash
     assert first.record.voxel_hash != second.record.voxel_hash
     assert first.content_key != second.content_key
@@ -168,21 +170,21 @@ BAD_ENTRIES = {
 
 @pytest.mark.parametrize("damage", BAD_ENTRIES.values(), ids=BAD_ENTRIES)
 def test_a_bad_entry_of_the_cache_is_made_again_to_the_byte(root, cache, damage):
-    first = prepare_study(("s", "a.nii.gz"), root, cache, SPEC)
+    first = prepare_study(Study("s", "a.nii.gz"), root, cache, SPEC)
     file = cache / f"{first.content_key}.b2nd"
     good = file.read_bytes()
     damage(file)
-    again = prepare_study(("s", "a.nii.gz"), root, cache, SPEC)
+    again = prepare_study(Study("s", "a.nii.gz"), root, cache, SPEC)
     assert (again.reused, again.checksum) == (False, first.checksum)
     assert file.read_bytes() == good
-    assert prepare_study(("s", "a.nii.gz"), root, cache, SPEC).reused
+    assert prepare_study(Study("s", "a.nii.gz"), root, cache, SPEC).reused
 
 
 def test_an_entry_of_an_earlier_version_is_not_used(root, cache, monkeypatch):
     monkeypatch.setattr("data.volumes.cache.PREPROCESS_VERSION", -1)
-    stale = prepare_study(("s", "a.nii.gz"), root, cache, SPEC)
+    stale = prepare_study(Study("s", "a.nii.gz"), root, cache, SPEC)
     monkeypatch.undo()
-    fresh = prepare_study(("s", "a.nii.gz"), root, cache, SPEC)
+    fresh = prepare_study(Study("s", "a.nii.gz"), root, cache, SPEC)
     assert (fresh.reused, fresh.content_key == stale.content_key) == (False, False)
 
 
@@ -193,11 +195,11 @@ def test_a_flipped_byte_is_seen_where_the_table_gives_the_images_hash(root, cach
     command = 'cd "$0" && find -L . -type f -exec sha256sum {} + | cut -c1-64 | LC_ALL=C sort | sha256sum'
     shell = ["bash", "-c", command, root / image] if image == "b" else ["sha256sum", root / image]
     stated = subprocess.run(shell, capture_output=True, text=True, check=True).stdout[:64]
-    study = ("s", image, None, None, stated.upper())
+    study = Study("s", image, None, None, stated.upper())
     assert isinstance(prepare_study(study, root, cache, SPEC), PreparedVolume)
     assert prepare_study(study, root, cache, SPEC).reused
     flip(root / image if image == "a.nii" else sorted((root / image).iterdir())[5])
-    assert isinstance(prepare_study(("s", image), root, cache, SPEC), PreparedVolume)
+    assert isinstance(prepare_study(Study("s", image), root, cache, SPEC), PreparedVolume)
     for trust_mtime in (False, True):
         record = prepare_study(study, root, cache, SPEC, trust_mtime)
         assert (record.code, record.detail[:9]) == ("HASH_MISMATCH", "the files")
@@ -207,11 +209,11 @@ def test_a_flipped_byte_is_seen_where_the_table_gives_the_images_hash(root, cach
 def test_files_of_any_name_inside_a_folder_are_read(root, cache, name):
     file = sorted((root / "b").iterdir())[4]
     file.rename(file.with_name(os.fsdecode(name)))
-    assert isinstance(prepare_study(("s", "b"), root, cache, SPEC), PreparedVolume)
+    assert isinstance(prepare_study(Study("s", "b"), root, cache, SPEC), PreparedVolume)
 
 
 def refused(image, root, cache) -> Quarantined:
-    result = prepare_study(("s", image), root, cache, SPEC)
+    result = prepare_study(Study("s", image), root, cache, SPEC)
     assert isinstance(result, Quarantined)
     assert (result.study_id, result.stage) == ("s", "volumes")
     assert not list(cache.iterdir())
@@ -258,35 +260,35 @@ def test_an_unexpected_exception_is_recorded_by_type_and_place_without_its_messa
 
 
 @pytest.fixture
-def flaky_open(monkeypatch):
-    """Make the first `times` reads of a source fail with an errno."""
+def flaky_hash(monkeypatch):
+    """Make the first `times` reads of a source fail with an errno; gives the list of the waits between attempts."""
     waits = []
-    monkeypatch.setattr(prepare.time, "sleep", waits.append)
+    monkeypatch.setattr(refusal.time, "sleep", waits.append)
 
     def fail(times, number):
-        original = prepare.source_hash
+        original = hashlib.file_digest
 
-        def source_hash(path: Path) -> str:
+        def file_digest(*arguments):
             nonlocal times
             times -= 1
             if times >= 0:
                 raise OSError(number, os.strerror(number))
-            return original(path)
+            return original(*arguments)
 
-        monkeypatch.setattr(prepare, "source_hash", source_hash)
+        monkeypatch.setattr(hashlib, "file_digest", file_digest)
         return waits
 
     return fail
 
 
-def test_an_input_output_error_that_passes_is_waited_for(root, cache, flaky_open):
-    waits = flaky_open(3, errno.EIO)
-    assert isinstance(prepare_study(("s", "a.nii.gz"), root, cache, SPEC), PreparedVolume)
-    assert waits == list(prepare.WAIT_SECONDS)
+def test_an_input_output_error_that_passes_is_waited_for(root, cache, flaky_hash):
+    waits = flaky_hash(3, errno.EIO)
+    assert isinstance(prepare_study(Study("s", "a.nii.gz"), root, cache, SPEC), PreparedVolume)
+    assert waits == list(refusal.WAIT_SECONDS)
 
 
-def test_an_input_output_error_that_stays_is_refused(root, cache, flaky_open):
-    flaky_open(9, errno.ESTALE)
+def test_an_input_output_error_that_stays_is_refused(root, cache, flaky_hash):
+    flaky_hash(9, errno.ESTALE)
     assert refused("a.nii.gz", root, cache).code == "UNREADABLE"
 
 
@@ -296,7 +298,7 @@ def test_a_full_disk_ends_the_run_rather_than_the_study(root, cache, monkeypatch
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(ResourceError, match="disk full"):
-        prepare_study(("s", "a.nii.gz"), root, cache, SPEC)
+        prepare_study(Study("s", "a.nii.gz"), root, cache, SPEC)
     assert not list(cache.iterdir())
 
 
@@ -313,13 +315,13 @@ def flip(file: Path) -> None:
 
 def test_a_stamp_that_was_stale_before_is_made_again_and_the_study_kept(root, cache):
     """The voxels lie in the cache under the name of the bytes they were made of, also in later runs."""
-    first = prepare_study(("s", "b"), root, cache, SPEC, trust_mtime=True)
+    first = prepare_study(Study("s", "b"), root, cache, SPEC, trust_mtime=True)
     (cache / f"{first.content_key}.b2nd").unlink()
     flip(sorted((root / "b").iterdir())[5])
-    kept = prepare_study(("s", "b"), root, cache, SPEC, trust_mtime=True)
+    kept = prepare_study(Study("s", "b"), root, cache, SPEC, trust_mtime=True)
     assert [file.stem for file in cache.glob("*.b2nd")] == [kept.content_key]
     for trust_mtime in (False, True):
-        again = prepare_study(("s", "b"), root, cache, SPEC, trust_mtime)
+        again = prepare_study(Study("s", "b"), root, cache, SPEC, trust_mtime)
         assert (again.reused, again.content_key, again.record) == (True, kept.content_key, kept.record)
     assert kept.record.source_hash != first.record.source_hash
 
@@ -346,7 +348,7 @@ def test_a_file_whose_bytes_stay_may_be_touched_while_it_is_read(root, cache, mo
         return volume
 
     monkeypatch.setattr(preprocess, "preprocess_ct", read_then_touched)
-    assert isinstance(prepare_study(("s", "b"), root, cache, SPEC, trust_mtime), PreparedVolume)
+    assert isinstance(prepare_study(Study("s", "b"), root, cache, SPEC, trust_mtime), PreparedVolume)
     assert states[0] != states[1]
 
 
@@ -362,6 +364,6 @@ def test_a_file_that_changes_while_it_is_read_is_refused(root, cache, monkeypatc
         return volume
 
     monkeypatch.setattr(preprocess, "preprocess_ct", read_then_changed)
-    result = prepare_study(("s", "a.nii.gz"), root, cache, SPEC, trust_mtime)
+    result = prepare_study(Study("s", "a.nii.gz"), root, cache, SPEC, trust_mtime)
     assert result == CHANGED
     assert not list(cache.glob("*.b2nd"))

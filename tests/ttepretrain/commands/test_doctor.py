@@ -12,6 +12,7 @@ from ttepretrain.commands import doctor
 from ttepretrain.commands.main import run
 from ttepretrain.commands.montage import Montage
 from ttepretrain.errors import BadDataError, ConfigError, ExitCode
+from ttepretrain.volume import preprocess
 from ttepretrain.volume.preprocess import preprocess_ct
 from ttepretrain.volume.spec import PRESETS
 
@@ -146,7 +147,7 @@ def test_an_exception_nobody_foresaw_costs_one_scan_and_tells_no_message(archive
             raise OSError(5, "Input/output error", CANARY)
         return good
 
-    monkeypatch.setattr(doctor, "preprocess_ct", read)
+    monkeypatch.setattr(preprocess, "preprocess_ct", read)
     scans = doctor.find_scans([archive])
     first, *_ = findings = doctor.examine(scans, SMALL)
     assert (first.code, first.detail.split(":")[0]) == ("UNEXPECTED", "ZeroDivisionError in test_doctor.py")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ttepretrain.errors import BadStudy
+from ttepretrain.volume import refusal
 from ttepretrain.volume.checks import Reason
 from ttepretrain.volume.preprocess import preprocess_ct, read_ct
 from ttepretrain.volume.source import source_hash
@@ -147,24 +148,40 @@ def test_a_path_that_is_not_there_or_leads_in_circles(tmp_path):
         assert refusal.value.code == reason
 
 
-# A14, A15
-def test_a_file_that_may_not_be_read_is_refused_and_a_failing_disk_is_not(tmp_path, chest, write_nifti, monkeypatch):
+# A14
+def test_a_file_without_permission_is_refused(tmp_path, chest, write_nifti, failing_open):
     """Tests run as root, so the refusal of the operating system is put in its place."""
     path = write_nifti(tmp_path / "scan.nii", *chest)
+    waits = failing_open(PermissionError(13, "Permission denied", str(path)))
+    with pytest.raises(BadStudy, match="PERMISSION") as refused:
+        preprocess_ct(path, SPEC)
+    assert "scan" not in str(refused.value)
+    assert waits == []
 
-    def refuse(error):
+
+# A15
+def test_a_failing_disk_is_waited_for_and_then_refuses_the_scan(tmp_path, chest, write_nifti, failing_open):
+    path = write_nifti(tmp_path / "scan.nii", *chest)
+    waits = failing_open(OSError(5, "Input/output error"))
+    with pytest.raises(BadStudy, match="UNREADABLE: Input/output error"):
+        preprocess_ct(path, SPEC)
+    assert waits == list(refusal.WAIT_SECONDS)
+
+
+@pytest.fixture
+def failing_open(monkeypatch):
+    """Make every opening of a file fail; gives the list of the waits between attempts."""
+    waits = []
+    monkeypatch.setattr(refusal.time, "sleep", waits.append)
+
+    def fail(error):
         def open_(*_arguments, **_keywords):
             raise error
 
         monkeypatch.setattr(Path, "open", open_)
+        return waits
 
-    refuse(PermissionError(13, "Permission denied", str(path)))
-    with pytest.raises(BadStudy, match="PERMISSION") as refusal:
-        preprocess_ct(path, SPEC)
-    assert "scan" not in str(refusal.value)
-    refuse(OSError(5, "Input/output error"))
-    with pytest.raises(OSError, match="Input/output"):  # worth another try, which is the caller's to make
-        preprocess_ct(path, SPEC)
+    return fail
 
 
 def test_readers_do_not_import_torch(repository):
