@@ -16,16 +16,17 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import torch
 
-from data.batches.loader import EvaluationLoader, PreparedStudies
+from data.batches.loader import EvaluationLoader
+from data.prepared.opened import PreparedStudies
 from data.progress import progress
 from jobs.config import RunConfig
 from ttepretrain.config import load_config
 from ttepretrain.errors import ConfigError, IntegrityError
 from ttepretrain.export.embedder import Embedder
-from ttepretrain.export.write import load_encoder
+from ttepretrain.export.initial_weights import initial_digest, read_initial_weights
+from ttepretrain.export.load import load_encoder
 from ttepretrain.files import replacing, sha256_of
 from ttepretrain.models.encoder import build_encoder
-from ttepretrain.models.initial import initial_digest
 from ttepretrain.training.config import STARTS
 from ttepretrain.training.precision import choose_precision
 from ttepretrain.volume.spec import VolumeSpec
@@ -68,7 +69,8 @@ def open_start(name: str, pretrained: Sequence[Path], spec: VolumeSpec, device: 
     folder, run = next(iter(runs.items()))
     if initial_digest(run.model) != _started_from(folder):
         raise IntegrityError(f"model.init of arm {folder.name} has changed since that run; put the old weights back")
-    encoder = build_encoder(run.model, spec.num_channels, run.train.seed, spec.spacing_mm)
+    weights = read_initial_weights(run.model)
+    encoder = build_encoder(run.model, spec.num_channels, run.train.seed, spec.spacing_mm, weights)
     return Arm(name, hashlib.sha256(recipes.pop().encode()).hexdigest(), Embedder(encoder, spec, device))
 
 

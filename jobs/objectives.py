@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.batches.loader import EvaluationLoader, PreparedStudies, verified_manifest
+from data.batches.loader import EvaluationLoader
+from data.prepared.opened import PreparedStudies, verified_manifest
 from ehr.config import EhrConfig
 from ehr.phenotype_file import read_phenotypes
 from jobs.config import RunConfig
+from ttepretrain.export.initial_weights import read_initial_weights
 from ttepretrain.models.encoder import build_encoder
 from ttepretrain.models.head import FactorisedHead
 from ttepretrain.models.model import ScanModel, build_model
@@ -30,10 +32,12 @@ VOLUMES_OF_THE_MEAN = 32  # train volumes behind the mean that reconstruction st
 def objective_of(config: RunConfig, train: PreparedStudies) -> Objective:
     """The encoder's weights are the same for every arm."""
     model, seed, spec = config.model, config.train.seed, train.spec
+    weights = read_initial_weights(model)
     if config.train.arm == "tte":
         bias_TK = torch.from_numpy(bias_table(train.labels, train.tasks))
-        return TimeToEvent(build_model(model, spec, bias_TK, seed), train.tasks, config.train.head_fit_deviation)
-    encoder = build_encoder(model, spec.num_channels, seed, spec.spacing_mm)
+        built = build_model(model, spec, bias_TK, seed, weights)
+        return TimeToEvent(built, train.tasks, config.train.head_fit_deviation)
+    encoder = build_encoder(model, spec.num_channels, seed, spec.spacing_mm, weights)
     if config.train.arm == "ssl":
         return MaskedReconstruction(ReconstructionModel(encoder, window_means(train), spec.windows))
 

@@ -70,7 +70,7 @@ def pretrain(config: RunConfig, ranks, signals: StopSignals) -> None:
 
 def open_studies(config: RunConfig):
     """Train and tuning studies. Raises ConfigError when they were prepared on another grid, BadDataError for none."""
-    from data.batches.loader import PreparedStudies
+    from data.prepared.opened import PreparedStudies
 
     train, tuning = (PreparedStudies.open(config.prepared_folder, split) for split in ("train", "tuning"))
     if config.model.norm == "batch" and config.model.init == "random":
@@ -132,7 +132,7 @@ def supply_of(config: RunConfig, train, tuning, ranks, precision: str):
 
 def identity_of(config: RunConfig, train, precision: str) -> dict[str, object]:
     """Flat and JSON-like: compared with the checkpoint's, key by key."""
-    from ttepretrain.models.initial import initial_digest
+    from ttepretrain.export.initial_weights import initial_digest
 
     tasks = train.tasks
     values = {f"model.{key}": value for key, value in config.model.identity().items()}

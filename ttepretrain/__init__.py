@@ -9,9 +9,9 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _HOME = {
-    "Embedder": "ttepretrain.export.write",
-    "load_encoder": "ttepretrain.export.write",
-    "load_model": "ttepretrain.export.write",
+    "Embedder": "ttepretrain.export.embedder",
+    "load_encoder": "ttepretrain.export.load",
+    "load_model": "ttepretrain.export.load",
     "preprocess_ct": "ttepretrain.volume.preprocess",
 }
 __all__ = ["Embedder", "__version__", "load_encoder", "load_model", "preprocess_ct"]

@@ -14,8 +14,8 @@ import polars as pl
 import pytest
 import torch
 
-from data.batches.loader import PreparedStudies
 from data.parquet_files import write_parquet
+from data.prepared.opened import PreparedStudies
 from data.subjects.keys import fitted_on, key_table
 from data.subjects.leakage import check_leakage
 from data.volumes.cache import VolumeRecord, hash_voxels, write_volume
@@ -25,7 +25,8 @@ from ttepretrain.config import dump_config, load_config
 from ttepretrain.errors import ConfigError, IntegrityError, LeakageError
 from ttepretrain.evaluation.bootstrap import patient_weights, percentile_interval
 from ttepretrain.evaluation.concordance import harrell_c, harrell_c_weighted
-from ttepretrain.export.write import load_model, write_export
+from ttepretrain.export.load import load_model
+from ttepretrain.export.write import write_export
 from ttepretrain.files import sha256_of, write_json
 from ttepretrain.models.encoder import build_encoder
 from ttepretrain.models.model import build_model

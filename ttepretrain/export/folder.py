@@ -27,6 +27,7 @@ from ttepretrain.volume.spec import VolumeSpec
 
 SCHEMA_VERSION = 1
 CHECKED = ("model.safetensors", "config.json", "tasks.json")
+ENCODER = "encoder."  # prefix of the encoder's weights
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Write and load an export: the folder that carries a trained model away from its run (layout: folder.py)."""
+"""Write an export: the folder that carries a trained model away from its run (layout: folder.py)."""
 
 from __future__ import annotations
 
@@ -6,26 +6,23 @@ import dataclasses
 import shutil
 from pathlib import Path
 
-import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from ttepretrain.errors import ConfigError, IntegrityError, LeakageError
+from ttepretrain.errors import LeakageError
 from ttepretrain.export.card import model_card
-from ttepretrain.export.check import check_features, reference_features, versions
-from ttepretrain.export.embedder import Embedder
-from ttepretrain.export.folder import CHECKED, SCHEMA_VERSION, Export, previous_of, read_export, read_weights
+from ttepretrain.export.check import reference_features, versions
+from ttepretrain.export.folder import CHECKED, ENCODER, SCHEMA_VERSION, previous_of
+from ttepretrain.export.load import encoder_of
 from ttepretrain.files import sha256_of, sync, write_json
 from ttepretrain.models.config import ModelConfig
-from ttepretrain.models.encoder import Encoder, build_encoder
-from ttepretrain.models.model import ScanModel, TTEModel, build_model
-from ttepretrain.models.weights import load_strict, refuse_not_finite
+from ttepretrain.models.model import ScanModel
+from ttepretrain.models.weights import refuse_not_finite
 from ttepretrain.tasks import TaskSet
-from ttepretrain.volume.spec import PREPROCESS_VERSION, VolumeSpec
+from ttepretrain.volume.spec import VolumeSpec
 
 # Free to redistribute with their texts. SNOMED CT, CPT-4 and the like are licensed, local texts may name people.
 OPEN_VOCABULARIES = frozenset({"ICD9CM", "ICD9Proc", "ICD10CM", "ICD10PCS", "LOINC", "RxNorm", "CVX"})
-ENCODER = "encoder."  # prefix of its weights
 
 
 def write_export(
@@ -56,7 +53,7 @@ def write_export(
     (new / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
     # Of the encoder as it will be loaded: on the CPU and in fp32, whatever it was trained on.
     own = {name: tensor for name, tensor in weights.items() if name.startswith(ENCODER)}
-    reference_F = reference_features(_encoder_of(model_config, spec, own, "the model"), spec.windows)
+    reference_F = reference_features(encoder_of(model_config, spec, own, "the model"), spec.windows)
     config = {
         "schema_version": SCHEMA_VERSION,
         "arm": arm,
@@ -90,50 +87,6 @@ def refuse_small_counts(tasks: TaskSet, min_patients: int) -> None:
             f"{small} of {tasks.num_tasks} tasks rest on fewer than {least} patients and cannot be exported; prepare "
             "again with more studies, or with a lower ehr.min_patients if you may publish such counts"
         )
-
-
-def load_model(folder: Path | str) -> TTEModel:
-    """The exported model in eval mode, bit for bit. Raises IntegrityError unless every weight matches, for another
-    preprocessing version, and where MONAI or torch make other features of the same weights.
-
-    Raises ConfigError for an export of an arm without hazards.
-    """
-    export = _read_current(folder)
-    if export.arm != "tte":
-        raise ConfigError(f"{folder} is an export of arm {export.arm}: an encoder without hazards; use load_encoder")
-    bias_TK = torch.zeros(export.tasks.num_bins, export.tasks.num_tasks)
-    model = build_model(export.model, export.spec, bias_TK, seed=0)
-    load_strict(model, read_weights(export), str(export.folder))
-    check_features(model.eval().encoder, export)
-    return model
-
-
-def load_encoder(folder: Path | str, device: str = "cpu") -> Embedder:
-    """Embedder of scans with the exported encoder and its own preprocessing."""
-    export = _read_current(folder)
-    if export.arm == "tte":
-        return Embedder(load_model(folder).encoder, export.spec, device)
-    encoder = _encoder_of(export.model, export.spec, read_weights(export), str(export.folder))
-    check_features(encoder, export)
-    return Embedder(encoder, export.spec, device)
-
-
-def _encoder_of(config: ModelConfig, spec: VolumeSpec, weights: dict[str, Tensor], origin: str) -> Encoder:
-    config = dataclasses.replace(config, init="random")
-    encoder = build_encoder(config, spec.num_channels, seed=0, spacing_mm=spec.spacing_mm)
-    load_strict(encoder, {name.removeprefix(ENCODER): tensor for name, tensor in weights.items()}, origin)
-    return encoder.eval()
-
-
-def _read_current(folder: Path | str) -> Export:
-    """The export; IntegrityError where this release would prepare its volumes otherwise."""
-    export = read_export(Path(folder))
-    if export.preprocess_version != PREPROCESS_VERSION:
-        raise IntegrityError(
-            f"{export.folder} was trained on preprocessing version {export.preprocess_version}, this release has "
-            f"{PREPROCESS_VERSION}; use ttepretrain {export.versions['ttepretrain']}"
-        )
-    return export
 
 
 def _weights_of(model: ScanModel, arm: str) -> dict[str, Tensor]:

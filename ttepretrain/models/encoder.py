@@ -88,13 +88,18 @@ class Encoder(nn.Module):
 
 
 def build_encoder(
-    config: ModelConfig, in_channels: int, seed: int, spacing_mm: tuple[float, float, float] | None = None
+    config: ModelConfig,
+    in_channels: int,
+    seed: int,
+    spacing_mm: tuple[float, float, float] | None = None,
+    weights: dict[str, Tensor] | None = None,
 ) -> Encoder:
     """Encoder whose weights are a function of the arguments alone; PyTorch's global random state is left as it was.
 
     spacing_mm: of the voxels, D H W; only positions in mm (`model.vit.extent_mm`) need it.
-    `config.init` other than random: the weights of that export or file, every one of them, or an error.
+    weights: what `config.init` names (export/initial_weights.py), all of which must fit; None for random weights.
     """
+    assert (weights is None) == (config.init == "random"), "the weights are those that config.init names"
     with torch.random.fork_rng(devices=[]):  # layers draw from the global state when they are made
         torch.default_generator.manual_seed(seed)
         trunk = TRUNKS[config.encoder](TrunkRequest(in_channels, spacing_mm, config.vit))
@@ -102,10 +107,10 @@ def build_encoder(
         _prepare_convolutions(trunk.layers, config.norm, seed)
     if config.activation_checkpointing:
         trunk.layers.__class__ = CheckpointedSequential
-    loaded = config.init != "random"
+    loaded = weights is not None
     encoder = Encoder(trunk.layers, trunk.feature_dim, trunk.min_voxels, loaded, channels_last=trunk.convolutional)
-    if loaded:
-        load_initial(encoder, config)
+    if weights is not None:
+        load_initial(encoder, config, weights)
     return encoder.train()  # freezes what is to be frozen
 
 

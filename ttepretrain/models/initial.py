@@ -18,8 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ttepretrain.errors import ConfigError, IntegrityError
-from ttepretrain.export.folder import read_export, read_weights
-from ttepretrain.files import sha256_of
+from ttepretrain.log import log
 from ttepretrain.models.config import ModelConfig
 from ttepretrain.models.weights import load_strict
 
@@ -62,62 +61,33 @@ LAYOUTS = {
 }
 
 
-def load_initial(encoder: nn.Module, config: ModelConfig) -> None:
-    """Load what `config.init` names into the encoder and print what matched.
+def load_initial(encoder: nn.Module, config: ModelConfig, weights: dict[str, Tensor]) -> None:
+    """Load into the encoder the weights that `config.init` names (names as in their file), and log what matched.
 
     Raises IntegrityError unless every weight of the encoder is there and nothing but the layout's own heads is left.
     """
     layout = config.init_kind
-    left_out, counters = [], {}
+    left_out: list[str] = []
+    counters: dict[str, Tensor] = {}
     if layout == "export":
-        weights = _weights_of_export(config)
         load_strict(encoder, weights, "model.init")
     else:
-        weights, left_out = _renamed(_read_state(_file_of(config)), LAYOUTS[layout])
-        own = encoder.trunk.state_dict()
+        weights, left_out = _renamed(weights, LAYOUTS[layout])
+        trunk = encoder.get_submodule("trunk")
+        own = trunk.state_dict()
         counters = _absent_counters(weights, own)
-        load_strict(encoder.trunk, _fitted(weights, own, layout == "inflate") | counters, f"model.init={layout}")
+        load_strict(trunk, _fitted(weights, own, layout == "inflate") | counters, f"model.init={layout}")
     parts = Counter(name.partition(".")[0] for name in left_out)
-    print(
-        f"model.init: {layout}: {len(weights)} weights matched, 0 unexpected, "
-        f"missing: {f'{COUNTER} {len(counters)}' if counters else 'none'}, "
-        f"left out: {', '.join(f'{part} {count}' for part, count in sorted(parts.items())) or 'none'}",
-        flush=True,
+    log.info(
+        "model.init: %s: %d weights matched, 0 unexpected, missing: %s, left out: %s",
+        layout,
+        len(weights),
+        f"{COUNTER} {len(counters)}" if counters else "none",
+        ", ".join(f"{part} {count}" for part, count in sorted(parts.items())) or "none",
     )
 
 
-def initial_digest(config: ModelConfig) -> str | None:
-    """sha256 of the file that `config.init` names, of an export's manifest; None of random weights."""
-    if config.init_kind == "random":
-        return None
-    path = Path(config.init) / "manifest.json" if config.init_kind == "export" else _file_of(config)
-    try:
-        return sha256_of(path)
-    except OSError as error:
-        raise ConfigError(f"model.init cannot be read: {error.strerror}") from None
-
-
-def _file_of(config: ModelConfig) -> Path:
-    return Path(config.init.partition(":")[2])
-
-
-def _weights_of_export(config: ModelConfig) -> dict[str, Tensor]:
-    export = read_export(Path(config.init))
-    for key in ("encoder", "norm", "vit") if config.encoder == "vit_liere" else ("encoder", "norm"):
-        ours, theirs = getattr(config, key), getattr(export.model, key)
-        if ours != theirs:
-            raise ConfigError(f"model.{key} is {ours!r} and the export in model.init has {theirs!r}; make them equal")
-    # As many windows, but others, would load without a word, and another preprocessing.
-    print(
-        f"model.init: trained on HU windows {export.spec.windows} at {export.spec.spacing_mm} mm, preprocessing "
-        f"version {export.preprocess_version}",
-        flush=True,
-    )
-    prefix = "encoder."
-    return {k.removeprefix(prefix): v for k, v in read_weights(export).items() if k.startswith(prefix)}
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
+def read_weight_file(path: Path) -> dict[str, Tensor]:
     """Tensors of a .safetensors or torch file, without the prefix of DataParallel. Nothing in the file can run."""
     if path.suffix not in (".safetensors", *PICKLED):
         raise ConfigError(f"model.init: a weight file ends in .safetensors, {', '.join(PICKLED)}")

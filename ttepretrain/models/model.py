@@ -39,8 +39,10 @@ class TTEModel(ScanModel):
     """Its output is the log hazard per day [B, T, K], fp32."""
 
 
-def build_model(config: ModelConfig, spec: VolumeSpec, bias_TK: Tensor, seed: int) -> TTEModel:
-    """Model whose weights are a function of the arguments alone (and of the export named by `config.init`)."""
-    encoder = build_encoder(config, spec.num_channels, seed, spec.spacing_mm)
+def build_model(
+    config: ModelConfig, spec: VolumeSpec, bias_TK: Tensor, seed: int, weights: dict[str, Tensor] | None = None
+) -> TTEModel:
+    """Model whose weights are a function of the arguments alone. weights: of the encoder, as in `build_encoder`."""
+    encoder = build_encoder(config, spec.num_channels, seed, spec.spacing_mm, weights)
     head = PiecewiseExponentialHead(encoder.feature_dim, config.head_dim, bias_TK, seed)
     return TTEModel(encoder, head, spec.windows)

@@ -14,7 +14,7 @@ from ttepretrain.errors import ConfigError, IntegrityError
 from ttepretrain.models.config import ENCODERS, WEIGHT_FILES, ModelConfig, ViTConfig
 from ttepretrain.models.encoder import TRUNKS, build_encoder
 from ttepretrain.models.weights import load_strict
-from ttepretrain.testing import tiny_encoder, write_tiny_export
+from ttepretrain.testing import tiny_encoder
 
 # Features and millions of parameters with one input channel and no classifier.
 SIZES = {
@@ -22,12 +22,6 @@ SIZES = {
     "i3resnet152": (2048, 117.3), "segresnet": (512, 77.8), "swin_unetr": (768, 8.1), "vit_liere": (768, 88.4),
 }  # fmt: skip
 SMALL_VIT = ViTConfig(patch=[8, 10, 6], depth=2, width=48, heads=3, block=4)
-
-
-@pytest.fixture(scope="module")
-def export(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("init") / "export"
-    return folder, write_tiny_export(folder, seed=5)
 
 
 def noise(batch: int, channels: int = 2, shape=(29, 31, 32)) -> torch.Tensor:
@@ -155,35 +149,6 @@ def test_features_keep_their_scale_through_the_trunk():
 def test_a_volume_too_small_for_the_encoder_is_a_configuration_error():
     with pytest.raises(ConfigError, match=r"volume.shape_DHW must be at least 29 .* got \[28, 34, 40\]"):
         build_encoder(ModelConfig(encoder="densenet121"), 2, 0).features(noise(1, 2, (28, 34, 40)))
-
-
-def test_init_takes_every_encoder_weight_of_an_export(export):
-    folder, model = export
-    loaded = build_encoder(ModelConfig(init=str(folder)), 2, seed=99).state_dict()
-    assert all(torch.equal(tensor, loaded[name]) for name, tensor in model.encoder.state_dict().items())
-
-
-@pytest.mark.parametrize(
-    ("config", "channels", "error", "message"),
-    [
-        (
-            {"encoder": "resnet18"},
-            2,
-            ConfigError,
-            "model.encoder is 'resnet18' and the export in model.init has",
-        ),
-        ({"norm": "batch"}, 2, ConfigError, "model.norm is 'batch' and the export"),
-        ({}, 3, IntegrityError, r"1 weights of another shape or dtype: trunk.conv0.weight float32\[64, 2, 7, 7, 7\]"),
-    ],
-)
-def test_init_from_an_export_of_another_network_is_refused(export, config, channels, error, message):
-    with pytest.raises(error, match=message):
-        build_encoder(ModelConfig(init=str(export[0]), **config), channels, seed=0)
-
-
-def test_init_from_a_folder_that_is_no_export_is_refused(tmp_path):
-    with pytest.raises(IntegrityError, match=r"no complete export: manifest.json"):
-        build_encoder(ModelConfig(init=str(tmp_path)), 2, seed=0)
 
 
 def test_batch_norm_statistics_are_frozen_where_weights_are_loaded_and_only_there():

@@ -1,9 +1,9 @@
 """Public weights: files in each layout, made here, and the networks they were published with, written out here."""
 
+import logging
 import pickle
 import re
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -11,12 +11,10 @@ from torch import nn
 from torch.nn import functional
 
 from ttepretrain.errors import ConfigError, IntegrityError
-from ttepretrain.export.write import write_export
-from ttepretrain.models.config import ModelConfig, ViTConfig
+from ttepretrain.models.config import ModelConfig
 from ttepretrain.models.encoder import build_encoder
-from ttepretrain.models.initial import inflate, spread_over_windows
+from ttepretrain.models.initial import inflate, read_weight_file, spread_over_windows
 from ttepretrain.models.model import build_model
-from ttepretrain.testing import random_task_set, write_tiny_export
 from ttepretrain.training.precision import bf16_difference
 from ttepretrain.volume.spec import VolumeSpec
 
@@ -48,7 +46,15 @@ def trained(name: str, channels: int, seed: int = 7) -> nn.Module:
 
 def load(name: str, layout: str, path, channels: int) -> nn.Module:
     norm = "group" if name == "swin_unetr" else "batch"
-    return build_encoder(ModelConfig(encoder=name, norm=norm, init=f"{layout}:{path}"), channels, 0)
+    config = ModelConfig(encoder=name, norm=norm, init=f"{layout}:{path}")
+    return build_encoder(config, channels, 0, weights=read_weight_file(path))
+
+
+@pytest.fixture
+def said(caplog):
+    """Returns the messages of the log so far."""
+    caplog.set_level(logging.INFO, "ttepretrain")
+    return lambda: caplog.messages
 
 
 class TestInflation:
@@ -87,14 +93,14 @@ class TestInflation:
     @pytest.mark.parametrize(
         ("name", "channels"), [("resnet18", 2), ("resnet50", 3), ("densenet121", 1), ("densenet121", 3)]
     )
-    def test_a_volume_constant_along_depth_gives_the_2d_networks_features(self, name, channels, tmp_path, capsys):
+    def test_a_volume_constant_along_depth_gives_the_2d_networks_features(self, name, channels, tmp_path, said):
         """Where the ends of the depth axis are replicated instead of filled with zeros."""
         network = self.network_2d(name)
         torch.save(self.torchvision_state(network, old_names=channels == 1), tmp_path / "weights.pth")
         encoder = load(name, "inflate", tmp_path / "weights.pth", channels).eval()
         missing, left_out = "num_batches_tracked 121" if channels == 1 else "none", name[:3] == "res" and "fc"
-        said = f"weights matched, 0 unexpected, missing: {missing}, left out: {left_out or 'classifier'} 2\n"
-        assert capsys.readouterr().out.endswith(said)
+        matched = f"weights matched, 0 unexpected, missing: {missing}, left out: {left_out or 'classifier'} 2"
+        assert said()[-1].endswith(matched)
         replicate_depth(encoder.trunk)
         x_BCHW = noise(2, 3 if channels == 3 else 1, 64, 40)  # a grey image, where the windows are not RGB's
         with torch.no_grad():
@@ -114,7 +120,7 @@ class TestInflation:
         torch.save(self.torchvision_state(self.network_2d("resnet18"), False), tmp_path / "weights.pth")
         config = ModelConfig("resnet18", norm="batch", init=f"inflate:{tmp_path / 'weights.pth'}")
         spec = VolumeSpec((4.0, 4.0, 4.0), (32, 32, 32), (-1024, 3071), ((40.0, 400.0),) * 3)
-        model = build_model(config, spec, torch.zeros(2, 3), seed=0)
+        model = build_model(config, spec, torch.zeros(2, 3), 0, read_weight_file(tmp_path / "weights.pth"))
         assert not model.encoder.trunk.bn1.training
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         bf16_difference(model, (noise(2, 32, 32, 32) * 1000).to(torch.int16))
@@ -195,13 +201,12 @@ class TestMerlin:
                 x = functional.relu(x + norm(y, f"{name}.bn3"))
         return x.mean((2, 3, 4))
 
-    def test_a_file_of_its_layout_gives_its_features_on_the_same_body(self, tmp_path, capsys):
+    def test_a_file_of_its_layout_gives_its_features_on_the_same_body(self, tmp_path, said):
         """The published network reads R A S in [0, 1]; ours S A R in windows of [-1, 1]. Unequal axes."""
         state = self.file(trained("i3resnet152", 3), tmp_path / "merlin.pt")
         encoder = load("i3resnet152", "merlin", tmp_path / "merlin.pt", 1).eval()
-        said = capsys.readouterr().out
-        assert "merlin: 930 weights matched, 0 unexpected, missing: none" in said
-        assert "left out: classifier 2, contrastive_head 2, encode_text 1, logit_scale 1" in said
+        assert "merlin: 930 weights matched, 0 unexpected, missing: none" in said()[0]
+        assert "left out: classifier 2, contrastive_head 2, encode_text 1, logit_scale 1" in said()[0]
         x_BRAS = torch.rand(1, 40, 36, 24, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             found = encoder.features(x_BRAS[:, None].permute(0, 1, 4, 3, 2) * 2 - 1)
@@ -210,13 +215,13 @@ class TestMerlin:
         assert expected.std() > 1e-3
 
 
-def test_medicalnet_prefixes_and_its_segmentation_head_are_known(tmp_path, capsys):
+def test_medicalnet_prefixes_and_its_segmentation_head_are_known(tmp_path, said):
     trunk = trained("resnet50", 1)
     state = {f"module.{name}": tensor.clone() for name, tensor in trunk.state_dict().items()}
     state["module.conv_seg.0.weight"] = torch.zeros(2048, 32, 2, 2, 2)
     torch.save({"epoch": 3, "state_dict": state}, tmp_path / "resnet_50.pth")
     loaded = load("resnet50", "medicalnet", tmp_path / "resnet_50.pth", 2).trunk
-    assert "0 unexpected, missing: none, left out: conv_seg 1" in capsys.readouterr().out
+    assert "0 unexpected, missing: none, left out: conv_seg 1" in said()[0]
     expected = trunk.state_dict()
     for name, tensor in loaded.state_dict().items():
         if name == "conv1.weight":
@@ -225,7 +230,7 @@ def test_medicalnet_prefixes_and_its_segmentation_head_are_known(tmp_path, capsy
             assert torch.equal(tensor, expected[name]), name
 
 
-def test_ct_fm_extractor_and_segmentation_files_load_alike(tmp_path, capsys):
+def test_ct_fm_extractor_and_segmentation_files_load_alike(tmp_path, said):
     """ct_fm_feature_extractor has the encoder's names; ct_fm_segresnet the prefix `encoder.` and a decoder."""
     state = trained("segresnet", 1).state_dict()
     save_file(state, tmp_path / "extractor.safetensors")
@@ -235,9 +240,8 @@ def test_ct_fm_extractor_and_segmentation_files_load_alike(tmp_path, capsys):
         load("segresnet", "ctfm", tmp_path / f"{name}.safetensors", 1).trunk.state_dict()
         for name in ("extractor", "segresnet")
     )
-    said = capsys.readouterr().out.splitlines()
-    assert said[0].endswith("left out: none")
-    assert said[1].endswith("left out: up_layers 2")
+    assert said()[0].endswith("left out: none")
+    assert said()[1].endswith("left out: up_layers 2")
     assert all(torch.equal(extractor[name], state[name]) for name in state)
     assert all(torch.equal(segmentation[name], state[name]) for name in state)
 
@@ -260,12 +264,12 @@ class TestSwinViT:
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
-    def test_heads_of_self_supervision_are_left_out_and_said(self, tmp_path, capsys):
+    def test_heads_of_self_supervision_are_left_out_and_said(self, tmp_path, said):
         state = {f"module.swinViT.{name}": t for name, t in trained("swin_unetr", 1).state_dict().items()}
         state |= {"module.rotation_head.weight": torch.zeros(4, 768), "module.conv.weight": torch.zeros(1)}
         torch.save({"state_dict": state}, tmp_path / "ssl.pt")
         load("swin_unetr", "swinvit", tmp_path / "ssl.pt", 3)
-        assert "0 unexpected, missing: none, left out: conv 1, rotation_head 1" in capsys.readouterr().out
+        assert "0 unexpected, missing: none, left out: conv 1, rotation_head 1" in said()[0]
 
 
 class TestRefusals:
@@ -344,26 +348,3 @@ class Canary:
 
     def __reduce__(self):
         return (setattr, (Canary, "sung", True))
-
-
-def test_an_export_says_how_much_of_it_matched(tmp_path, capsys):
-    write_tiny_export(tmp_path / "export")
-    build_encoder(ModelConfig(init=str(tmp_path / "export")), 2, 0)
-    assert re.fullmatch(
-        r"model.init: trained on HU windows \(\(-600.0, 1500.0\), \(40.0, 400.0\)\) at \(12.0, 11.0, 10.0\) mm, "
-        r"preprocessing version \d+\n"
-        r"model.init: export: (\d+) weights matched, 0 unexpected, missing: none, left out: none\n",
-        capsys.readouterr().out,
-    )
-
-
-def test_an_export_with_other_positions_is_refused_though_its_weights_would_fit(tmp_path):
-    spec = VolumeSpec((12.0, 11.0, 10.0), (16, 16, 16), (-1024, 3071), ((40.0, 400.0),))
-    sizes = {"patch": [8, 8, 8], "depth": 1, "width": 12, "heads": 2, "block": 2}
-    tasks = random_task_set(np.random.default_rng(0), 2)
-    theirs = ModelConfig("vit_liere", head_dim=2, vit=ViTConfig(**sizes))
-    model = build_model(theirs, spec, torch.zeros(tasks.num_bins, 2), 0)
-    write_export(tmp_path / "export", model, theirs, spec, tasks, {"synthetic": True}, min_patients=1)
-    ours = ModelConfig("vit_liere", init=str(tmp_path / "export"), vit=ViTConfig(**sizes, extent_mm=300.0))
-    with pytest.raises(ConfigError, match=r"model.vit is .*extent_mm=300.* has .*extent_mm=None"):
-        build_encoder(ours, 1, 0, spec.spacing_mm)

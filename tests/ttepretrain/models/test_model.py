@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from ttepretrain.export.write import load_model, write_export
+from ttepretrain.export.load import load_model
+from ttepretrain.export.write import write_export
 from ttepretrain.models.config import ModelConfig, ViTConfig
 from ttepretrain.models.head import PiecewiseExponentialHead
 from ttepretrain.models.model import build_model
