@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from data.prepared.opened import PreparedStudies
 from ttepretrain.batch import Batch
-
-if TYPE_CHECKING:
-    from data.batches.loader import PreparedStudies
 
 AHEAD = 2  # batches that are read while one is consumed
 
@@ -35,7 +32,7 @@ def prefetched(
     return _copied_ahead(_collated(studies, batches, read, threads, pin=True), device)
 
 
-def _copied_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+def _copied_ahead(batches: Generator[Batch, None, None], device: torch.device) -> Iterator[Batch]:
     """Each batch on the device, copied by a stream of its own while the one before is computed with."""
     stream = torch.cuda.Stream(device)
     waiting: tuple[Batch, torch.cuda.Event] | None = None
@@ -61,7 +58,7 @@ def _handed_over(batch: Batch, copied: torch.cuda.Event) -> Batch:
 
 def _collated(
     studies: PreparedStudies, batches: Iterable[np.ndarray], read: Read, threads: int, pin: bool
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     with ThreadPoolExecutor(threads, thread_name_prefix="volumes") as pool:
         waiting: deque[list[Future]] = deque()
         coming = iter(batches)

@@ -188,7 +188,7 @@ def _flow(summary: dict) -> str:
 def _montage(config: RunConfig) -> str:
     if not (config.synthetic or config.report.images):
         return ""
-    from data.batches.loader import PreparedStudies
+    from data.prepared.opened import PreparedStudies
 
     studies = PreparedStudies.open(config.prepared_folder, "held_out")
     # The keys' order says nothing about patients.

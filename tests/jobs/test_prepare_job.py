@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from data.batches.loader import PreparedStudies
+from data.prepared.opened import PreparedStudies
 from data.testing import chest, settings, write_dicom, write_hospital, write_nifti, write_studies
 from data.volumes.cache import read_volume
 from jobs.prepare import main
