@@ -46,6 +46,10 @@ class VolumeSpec:
             "preprocess_version": PREPROCESS_VERSION,
         } | self.beyond_grid()
 
+    def identity(self) -> dict:
+        """The values that decide the weights: all of them."""
+        return self.to_json()
+
     def beyond_grid(self) -> dict:
         """What else than the grid decides a stored voxel, where it is not the default: older documents lack it."""
         reading = self.reading.not_default()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from datetime import date
 from itertools import groupby
 
 import numpy as np
@@ -14,10 +12,10 @@ from ttepretrain.errors import BadStudy
 from ttepretrain.volume.checks import Flag, Reason
 from ttepretrain.volume.dicom.stack import EVEN_MM, RUN_GAPS
 from ttepretrain.volume.dicom.tags import Values, has_contrast, numbers, text, texts, vendor
+from ttepretrain.volume.dicom.times import HALF_A_DAY, acquisition_time, day_of
 
 THICKNESS_FRACTION = 0.1  # stated thicknesses that differ less are one
-HOURS_APART = 1.0  # two times that differ by more are those of two scans
-TIME_OF_DAY = re.compile(r"(\d\d):?(\d\d)")
+MINUTES_APART = 60  # two times that differ by more are those of two scans
 RETURNS = 3  # to a value behind a few slices of another; one or two may come of a value that was lost
 
 Places = Sequence[Sequence[Values]]  # in order along the stack; two pictures at one are told apart by their pixels
@@ -61,7 +59,7 @@ def _occasion(places: Places) -> Iterator[tuple[str, Labels]]:
     for n in range(3):
         yield "ImageType", _labels(places, lambda values, n=n: "".join(texts(values, "ImageType")[n : n + 1]))
     yield "ContrastBolusAgent", _labels(places, lambda values: "named" if has_contrast(values) else "none")
-    yield "AcquisitionTime", _clusters(_hours(places), HOURS_APART)
+    yield "AcquisitionTime", _clusters(_minutes(places), MINUTES_APART)
 
 
 def _numbering(places: Places) -> Iterator[tuple[str, Labels]]:
@@ -118,27 +116,17 @@ def _number(values: Values, keyword: str) -> list[float]:
         return []  # not said
 
 
-def _hours(places: Places) -> list[list[float]]:
-    """When the pictures at each place were taken, by date and time where all times have a date, else by time of day.
+def _minutes(places: Places) -> list[list[float]]:
+    """Whole minutes of the acquisition at each place: since a fixed day where all times have a date, else of the day.
 
-    Without dates the morning counts on from the evening where they are more than half a day apart.
+    Without dates, times before noon belong to the next day where the times are more than half a day apart.
     """
-    moments = [[moment for values in place for moment in _moment(values)] for place in places]
-    days = {day for place in moments for day, _ in place}
-    if None not in days:
-        return [[24 * day + hour for day, hour in place] for place in moments]
-    known = [hour for place in moments for _, hour in place]
-    midnight = max(known) - min(known) > 12
-    return [[hour + 24 * (midnight and hour < 12) for _, hour in place] for place in moments]
-
-
-def _moment(values: Values) -> list[tuple[int | None, float]]:
-    """Day, None where no date is said, and hour; nothing without a time."""
-    said = [text(values, keyword) for keyword in ("FrameAcquisitionDateTime", "AcquisitionDateTime")]
-    said.append(text(values, "AcquisitionDate").ljust(8) + text(values, "AcquisitionTime"))
-    moment = next(filter(lambda moment: len(moment) > 8, said), "")
-    match = TIME_OF_DAY.match(moment[8:])
-    return [(_day(moment[:8]), int(match[1]) + int(match[2]) / 60)] if match else []
+    times = [[time for values in place if (time := acquisition_time(values)) is not None] for place in places]
+    if all(day is not None for place in times for day, _ in place):
+        return [[1440 * day.toordinal() + seconds // 60 for day, seconds in place if day] for place in times]
+    known = [seconds for place in times for _, seconds in place]
+    midnight = max(known) // 60 - min(known) // 60 > HALF_A_DAY // 60
+    return [[seconds // 60 + 1440 * (midnight and seconds < HALF_A_DAY) for _, seconds in place] for place in times]
 
 
 def _stretches(labels: Labels) -> list[tuple[frozenset, int]]:
@@ -156,12 +144,5 @@ def _returns(stretches: Sequence[tuple[frozenset, int]]) -> int:
 
 
 def _days_between(dates: set[str]) -> int:
-    days = {_day(said) for said in dates} - {None}
+    days = [day.toordinal() for said in dates if (day := day_of(said)) is not None]
     return max(days, default=0) - min(days, default=0)
-
-
-def _day(said: str) -> int | None:
-    try:
-        return date.fromisoformat(said).toordinal()
-    except ValueError:
-        return None

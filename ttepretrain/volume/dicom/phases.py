@@ -13,6 +13,7 @@ from pathlib import Path
 from ttepretrain.volume.checks import Flag, Reason
 from ttepretrain.volume.dicom.frames import Picture
 from ttepretrain.volume.dicom.tags import numbers, text, texts
+from ttepretrain.volume.dicom.times import HALF_A_DAY, day_of, seconds_of
 
 # The first that tells all phases apart counts.
 TAGS_OF_PHASES = (
@@ -23,7 +24,6 @@ TAGS_OF_PHASES = (
     "ContentTime",
 )
 DATES = {"AcquisitionTime": "AcquisitionDate", "ContentTime": "ContentDate"}
-HALF_A_DAY = 120_000  # HHMMSS; times of one date, or of none, that lie further apart have midnight between them
 
 
 def one_phase(pictures: Sequence[Picture], which: str, source: Path) -> tuple[list[Picture], tuple[Flag, ...]]:
@@ -38,10 +38,12 @@ def one_phase(pictures: Sequence[Picture], which: str, source: Path) -> tuple[li
     if which == "refuse" or len(every) == len(spots):
         return list(pictures), ()
     for keyword in TAGS_OF_PHASES:
+        said = _values(pictures, keyword)
         members = defaultdict(list)
-        for number, value in enumerate(_values(pictures, keyword)):
-            members[value].append(number)
-        if None in members or len(members) * len(every) != len(spots):
+        for number, value in enumerate(said):
+            if value is not None:
+                members[value].append(number)
+        if None in said or len(members) * len(every) != len(spots):
             continue
         if all({spots[n] for n in phase} == every for phase in members.values()):
             own = {value for value, phase in members.items() if any(pictures[n].header.file == source for n in phase)}
@@ -57,33 +59,29 @@ def _spot(picture: Picture) -> tuple:
     return (*(round(mm, 2) for mm in position), *made)
 
 
-def _values(pictures: Sequence[Picture], keyword: str) -> list[tuple[str, float] | None]:
-    """(date, number) of each picture, in order of time; None where it has no number, or midnight may hide the order.
+def _values(pictures: Sequence[Picture], keyword: str) -> list[tuple[int, float] | None]:
+    """(day, number) of each picture, in order of time; None where it has no number, or midnight may hide the order.
 
-    The date is empty for numbers that are no times, and for all pictures where one of them has none.
+    A time is a number of seconds. The day is 0 for numbers that are no times, and for all pictures where one of them
+    has no date.
     """
     said = [text(picture.values, keyword) for picture in pictures]
     if keyword not in DATES:
-        return [_pair("", value) for value in said]
-    dates = [text(picture.values, DATES[keyword]) for picture in pictures]
-    if not all(len(date) == 8 and date.isdigit() for date in dates):
-        dates = [""] * len(said)
-    pairs = [_pair(date, _six_digits(value)) for date, value in zip(dates, said)]
-    times = [pair[1] for pair in pairs if pair is not None]
-    if times and len(set(dates)) == 1 and max(times) - min(times) > HALF_A_DAY:
-        return [None] * len(pairs)
-    return pairs
+        return [None if number is None else (0, number) for number in map(_number, said)]
+    dates = [day_of(text(picture.values, DATES[keyword])) for picture in pictures]
+    days = [day.toordinal() for day in dates if day is not None]
+    if len(days) < len(dates):
+        days = [0] * len(dates)
+    times = list(map(seconds_of, said))
+    known = [seconds for seconds in times if seconds is not None]
+    if known and len(set(days)) == 1 and max(known) - min(known) > HALF_A_DAY:
+        return [None] * len(times)
+    return [None if seconds is None else (day, seconds) for day, seconds in zip(days, times)]
 
 
-def _pair(date: str, said: str) -> tuple[str, float] | None:
+def _number(said: str) -> float | None:
     try:
         value = float(said)
     except ValueError:
         return None
-    return (date, value) if math.isfinite(value) else None
-
-
-def _six_digits(said: str) -> str:
-    """HHMMSS.f of HH, HHMM or HHMMSS.f."""
-    whole, point, fraction = said.partition(".")
-    return whole and whole.ljust(6, "0") + point + fraction
+    return value if math.isfinite(value) else None

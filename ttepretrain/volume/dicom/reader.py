@@ -33,7 +33,8 @@ from ttepretrain.volume.dicom.phases import one_phase
 from ttepretrain.volume.dicom.pixels import read_stack
 from ttepretrain.volume.dicom.stack import arrange
 from ttepretrain.volume.dicom.syntaxes import LOSSY
-from ttepretrain.volume.dicom.tags import acquired, acquisition, numbers, slice_header, text
+from ttepretrain.volume.dicom.tags import acquisition, numbers, slice_header, text
+from ttepretrain.volume.dicom.times import acquired
 from ttepretrain.volume.image import CTImage
 from ttepretrain.volume.source import source_files
 

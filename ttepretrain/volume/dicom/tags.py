@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, MutableSequence
-from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +30,6 @@ TAGS = """
 UNSAID = ("anonymized", "anonymised", "anonymous", "none", "unknown")  # in the place of a manufacturer
 VENDORS = "canon fujifilm ge hitachi neusoft philips samsung siemens toshiba uih".split()  # noqa: SIM905
 KERNEL_NAMES = "STANDARD SOFT LUNG BONE BONEPLUS DETAIL EDGE CHST STND STD+ SMOOTH SHARP".split()  # noqa: SIM905
-
-# When a picture was taken; the first that is there counts.
-MOMENTS = (
-    ("FrameAcquisitionDateTime",), ("AcquisitionDateTime",), ("AcquisitionDate", "AcquisitionTime"),
-    ("SeriesDate", "SeriesTime"), ("StudyDate", "StudyTime"),
-)  # fmt: skip
-MOMENT = re.compile(r"(\d{4})\.?(\d\d)\.?(\d\d)(?:(\d\d):?(\d\d)?:?(\d\d)?(?:\.(\d{1,6}))?)?(?:[+-]\d{4})?")
 
 Values = Mapping[str, Any]  # keyword -> value as pydicom converts it; absent where the file has no such element
 
@@ -137,14 +128,3 @@ def acquisition(values: Values) -> dict[str, str | float | bool | None]:
 def has_contrast(values: Values) -> bool:
     """Whether an agent is named."""
     return text(values, "ContrastBolusAgent").upper() not in ("", "NO", "NONE", "N")
-
-
-def acquired(values: Values) -> datetime | None:
-    """When the picture was taken, on the scanner's clock; midnight where only a date is said. None: nothing is."""
-    for keywords in MOMENTS:
-        match = MOMENT.fullmatch("".join(text(values, keyword) for keyword in keywords))
-        if match and text(values, keywords[0]):
-            *parts, fraction = match.groups("0")
-            with suppress(ValueError):  # no such date
-                return datetime(*map(int, parts), int(fraction.ljust(6, "0")))
-    return None
