@@ -131,13 +131,13 @@ def yaml_text(value: object) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return f"[{', '.join(map(yaml_text, value))}]"
     return f"{value}"
 
 
 def _type(annotation: str) -> str:
-    parts = annotation.split(" | ")
+    parts = re.sub(r"tuple\[(\w+), \.\.\.\]", r"list[\1]", annotation).split(" | ")  # in YAML both are lists
     return " or ".join("`null`" if part == "None" else f"`{part}`" for part in parts)
 
 

@@ -46,7 +46,7 @@ def load_config(schema: type[Config], path: Path | None, overrides: Sequence[str
             merged = OmegaConf.merge(merged, layer)
         except OmegaConfBaseException as error:
             key, message = getattr(error, "full_key", None) or "?", str(error).splitlines()[0]
-            if "is not a ListConfig" in message:
+            if "is not a ListConfig" in message or "is not a TupleConfig" in message:
                 message = f"a list is needed; write [{OmegaConf.select(layer, key)}]"
             raise ConfigError(f"{origin}: {key}: {message}") from None
     missing = sorted(OmegaConf.missing_keys(merged))

@@ -15,10 +15,10 @@ from torch.nn import functional
 ROTATION_DEGREES = 10.0  # all limits are of uniform draws around no change
 SCALE = 0.08
 SHIFT = 0.05  # of the grid's extent, per axis
-CONTRAST = 0.03  # about air: scanners and tube voltages differ
+CONTRAST = 0.03  # scanners and tube voltages differ
 OFFSET_HU = 10.0
 NOISE_HU = 20.0  # largest standard deviation
-AIR_HU = -1000.0
+AIR_HU = -1000.0  # by definition of the unit; contrast is scaled about it, so that air stays air
 
 
 def augment(hu_BDHW: Tensor, seeds_B: Tensor, strength: float = 1.0, flip: float = 0.0, blur: float = 0.0) -> Tensor:

@@ -71,7 +71,7 @@ class Flag(StrEnum):
     AFFINES_DISAGREE = "affines_disagree"  # NIfTI sform and qform; the sform counts
 
 
-AIR_HU = -1024
+PADDING_HU = -1024  # written where nothing was measured: the lowest of CT's 12 bits, below air, which is -1000
 MIN_SLICES = 3
 MAX_AXIS = 8192  # voxels
 MAX_VOXELS = 2**30  # 1,024 slices of 1,024 x 1,024

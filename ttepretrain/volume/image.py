@@ -20,7 +20,7 @@ ACQUISITION_KEYS = ("manufacturer", "kernel", "kvp", "contrast", "slice_thicknes
 class CTImage:
     """One CT in HU on its own grid; `affine @ [d, h, w, 1]` is the centre of a voxel in RAS+ mm."""
 
-    hu_DHW: np.ndarray  # int16 where every value is whole, else float32; air is -1024
+    hu_DHW: np.ndarray  # int16 where every value is whole, else float32; PADDING_HU where nothing was measured
     affine: np.ndarray  # 4 x 4 float64; may be oblique, left-handed or sheared (gantry tilt)
     flags: tuple[str, ...]
     acquisition: dict[str, str | float | bool | None]  # ACQUISITION_KEYS; nothing in it names a patient

@@ -20,8 +20,8 @@ from nibabel.spatialimages import HeaderDataError
 
 from ttepretrain.errors import BadStudy
 from ttepretrain.volume.checks import (
-    AIR_HU,
     MAX_NAN_FRACTION,
+    PADDING_HU,
     Flag,
     Reason,
     check_affine,
@@ -184,5 +184,5 @@ def _to_hu(stored: np.ndarray, slope: float, intercept: float) -> tuple[np.ndarr
         raise BadStudy(Reason.NAN_VOXELS, f"{count / hu.size:.1%} of voxels are NaN or infinite")
     if count == 0:
         return hu, ()
-    hu[bad] = AIR_HU
+    hu[bad] = PADDING_HU
     return hu, (Flag.NAN_TO_AIR,)

@@ -90,7 +90,7 @@ class VolumeConfig:
 
     def __post_init__(self) -> None:
         require_choice("volume.preset", self.preset, sorted(PRESETS))
-        require(0 < self.max_gap_mm <= MAX_GAP_MM, "volume.max_gap_mm", self.max_gap_mm, "must lie in (0, 10]")
+        self.series.resolve(self.max_gap_mm)  # checks both
         stretched = PRESETS[self.preset].fit == "stretch"
         for key in ("spacing_mm", "hu_range", "windows"):
             value = getattr(self, key)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from ttepretrain.config import require, require_choice
 from ttepretrain.errors import BadStudy
@@ -13,47 +14,20 @@ from ttepretrain.volume.dicom.tags import Values, numbers, text, texts
 CRITERIA = ("original", "most_slices", "thinnest", "kernel")
 PHASES = ("first", "last", "refuse")
 MAX_GAP_MM = 10.0
+# Keys of a Reading's JSON. Their order is part of the names of cached volumes.
+JSON_KEYS = ("prefer", "kernels", "min_slices", "min_thickness_mm", "max_thickness_mm", "max_gap_mm", "phase")
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What of a DICOM study is read, where the table does not say; part of the volume's spec."""
-
-    prefer: tuple[str, ...] = ("original", "most_slices")  # CRITERIA, the first decides; ties by the highest UID
-    kernels: tuple[str, ...] = ()  # for `kernel`, the best first; others come behind
-    min_slices: int = 0  # positions; series with fewer are left out
-    min_thickness_mm: float | None = None  # SliceThickness; where set, series without one are left out too
-    max_thickness_mm: float | None = None
-    max_gap_mm: float = MAX_GAP_MM  # a wider step between slices refuses the study
-    phase: str = "first"  # PHASES, of a series that passes its positions several times
-
-    def not_default(self) -> dict:
-        """JSON of what differs from the defaults."""
-        default = asdict(Reading())
-        mine = {key: value for key, value in asdict(self).items() if value != default[key]}
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in mine.items()}
-
-    @classmethod
-    def from_json(cls, document: dict) -> Reading:
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in document.items()})
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What the table says of one study's image; None where it says nothing."""
-
-    series_uid: str | None = None
-    patient_id: str | None = None
-
-
-DEFAULT_READING, WHATEVER = Reading(), Wanted()
-
-
-@dataclass
 class SeriesConfig:
+    """`volume.series`: which series of a DICOM study is read where the study table names none.
+
+    Series of equal rank are ordered by their UID; the highest is read.
+    """
+
     # which series to read: original | most_slices | thinnest | kernel; the first decides, the next breaks ties
-    prefer: list[str] = field(default_factory=lambda: list(Reading().prefer))
-    kernels: list[str] = field(default_factory=list)  # for `kernel`: the best first, e.g. [B30f, STANDARD]
+    prefer: tuple[str, ...] = ("original", "most_slices")
+    kernels: tuple[str, ...] = ()  # for `kernel`: the best first, e.g. [B30f, STANDARD]
     min_slices: int = 0  # slice positions; series with fewer are left out
     min_thickness_mm: float | None = None  # SliceThickness, mm; where set, series without one are left out too
     max_thickness_mm: float | None = None  # likewise
@@ -75,9 +49,41 @@ class SeriesConfig:
         )  # fmt: skip
 
     def resolve(self, max_gap_mm: float) -> Reading:
-        kernels = tuple(kernel.upper() for kernel in self.kernels)
-        thickness_mm = self.min_thickness_mm, self.max_thickness_mm
-        return Reading(tuple(self.prefer), kernels, self.min_slices, *thickness_mm, max_gap_mm, self.phase)
+        """These rules with kernels as headers are compared, in capital letters."""
+        rules = asdict(self) | {"kernels": tuple(kernel.upper() for kernel in self.kernels)}
+        return Reading(**rules, max_gap_mm=max_gap_mm)
+
+
+@dataclass(frozen=True)
+class Reading(SeriesConfig):
+    """How a DICOM study is read: the part of a VolumeSpec that only DICOM needs."""
+
+    max_gap_mm: float = MAX_GAP_MM  # a wider step between slices refuses the study
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 < self.max_gap_mm <= MAX_GAP_MM, "volume.max_gap_mm", self.max_gap_mm, "must lie in (0, 10]")
+
+    def not_default(self) -> dict[str, Any]:
+        """JSON of what differs from the defaults."""
+        mine, default = asdict(self), asdict(Reading())
+        changed = {key: mine[key] for key in JSON_KEYS if mine[key] != default[key]}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in changed.items()}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Reading:
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in document.items()})
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the study table says about the image of one study; None where it says nothing."""
+
+    series_uid: str | None = None
+    patient_id: str | None = None
+
+
+DEFAULT_READING, WHATEVER = Reading(), Wanted()
 
 
 def choose_series(

@@ -13,7 +13,7 @@ from itertools import groupby
 import numpy as np
 
 from ttepretrain.errors import BadStudy
-from ttepretrain.volume.checks import AIR_HU, Flag, Reason
+from ttepretrain.volume.checks import PADDING_HU, Flag, Reason
 from ttepretrain.volume.dicom.decoder import decoded
 from ttepretrain.volume.dicom.decoder_child import CodedFile
 from ttepretrain.volume.dicom.frames import Picture
@@ -91,9 +91,9 @@ def to_hu(stored_HW: np.ndarray, storage: Storage) -> np.ndarray:
         hu_HW = np.clip(values.astype(np.int32) * int(slope) + int(intercept), *INT16).astype(np.int16)
     if storage.padding is not None:
         low, high = storage.padding
-        hu_HW[(values >= low) & (values <= high)] = AIR_HU
+        hu_HW[(values >= low) & (values <= high)] = PADDING_HU
         if spare and low == high:  # padding that needs more bits than are stored
-            hu_HW[whole == low] = AIR_HU
+            hu_HW[whole == low] = PADDING_HU
     return hu_HW
 
 

@@ -1,5 +1,7 @@
 """One series out of a study by a stated rule, and the table's word above it (faults B5, B8, B12, B13)."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from pydicom.uid import generate_uid
@@ -170,10 +172,14 @@ def test_two_studies_in_a_folder_are_refused_unless_the_table_names_the_series(t
 
 
 def test_the_spec_carries_the_rule_and_old_specs_have_the_default():
-    config = VolumeConfig("small", series=SeriesConfig(["kernel", "thinnest"], ["B30f"], 5, 0.5, 3.0), max_gap_mm=6.0)
+    config = VolumeConfig("small", series=SeriesConfig(("kernel", "thinnest"), ("B30f",), 5, 0.5, 3.0), max_gap_mm=6.0)
     spec = config.resolve()
-    assert spec.reading == Reading(("kernel", "thinnest"), ("B30F",), 5, 0.5, 3.0, 6.0)
+    assert spec.reading == Reading(("kernel", "thinnest"), ("B30F",), 5, 0.5, 3.0, max_gap_mm=6.0)
     assert VolumeSpec.from_json(spec.to_json()) == spec
+    other = replace(spec, reading=replace(spec.reading, phase="last"))
+    assert list(other.to_json()["reading"]) == [  # the order is part of the names of cached volumes
+        "prefer", "kernels", "min_slices", "min_thickness_mm", "max_thickness_mm", "max_gap_mm", "phase",
+    ]  # fmt: skip
     default = VolumeConfig("small").resolve()
     assert default == PRESETS["small"]
     assert set(default.to_json()) == {"spacing_mm", "shape_DHW", "hu_range", "windows", "preprocess_version"}
@@ -183,6 +189,7 @@ def test_the_spec_carries_the_rule_and_old_specs_have_the_default():
     ("override", "message"),
     [
         ("series.prefer=[thickest]", r"volume\.series\.prefer .*did you mean 'thinnest'"),
+        ("series.prefer=thinnest", r"a list is needed; write \[thinnest\]"),
         ("series.prefer=[kernel]", r"volume\.series\.kernels"),
         ("series.kernels=[B30f]", r"volume\.series\.kernels"),
         ("series.min_thickness_mm=0", r"volume\.series\.max_thickness_mm"),
