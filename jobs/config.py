@@ -10,7 +10,7 @@ from data.config import CohortConfig, InputConfig, PrepareConfig
 from ehr.config import EhrConfig
 from ttepretrain.config import load_config, require, require_choice, valid_keys
 from ttepretrain.models.config import ExportConfig, ModelConfig
-from ttepretrain.training.config import ARMS, DEFAULT_LR, DEFAULT_LR_OF, STARTS, TrainConfig
+from ttepretrain.training.config import ARMS, STARTS, TrainConfig
 from ttepretrain.volume.spec import VolumeConfig
 
 
@@ -67,8 +67,6 @@ class RunConfig:
             self.name not in ("", ".", "..") and "/" not in self.name,
             "name", self.name, "must be a folder name",
         )  # fmt: skip
-        if self.train.lr is None:
-            self.train.lr = DEFAULT_LR_OF.get(self.model.encoder, DEFAULT_LR)
 
     @property
     def folder(self) -> Path:

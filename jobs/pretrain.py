@@ -8,9 +8,10 @@ Imports neither Ray nor polars: a training node has neither.
 from __future__ import annotations
 
 import dataclasses
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jobs.config import RunConfig, read_run_config, without_input_paths
 from jobs.provenance import now, provenance
@@ -18,15 +19,17 @@ from ttepretrain.config import dump_config
 from ttepretrain.errors import BadDataError, ConfigError, exit_with
 from ttepretrain.files import replacing, sha256_of, write_json
 from ttepretrain.lock import folder_lock
+from ttepretrain.models.config import ModelConfig
+from ttepretrain.training.config import TrainConfig
 from ttepretrain.training.signals import StopSignals
 
+if TYPE_CHECKING:  # torch takes seconds to import, and a wrong key is answered before that
+    from data.prepared.opened import PreparedStudies
+    from ttepretrain.models.model import ScanModel
+    from ttepretrain.training.distributed import Ranks
+    from ttepretrain.training.trainer import Supply, Trainer
+
 PACKAGES = ["ttepretrain", "numpy", "torch", "deepspeed", "monai", "pyarrow", "blosc2", "safetensors"]
-# These decide what the weights become; every other key may change between two starts of a run.
-DECISIVE = (
-    "epochs", "batch_size", "lr", "head_lr", "warmup_fraction", "weight_decay", "grad_clip", "augment", "seed",
-    "head_fit_studies", "head_fit_deviation",
-)  # fmt: skip
-LATER = ("augment_flip", "augment_blur")  # likewise; checkpoints from before they were there are of runs without
 
 
 def main(arguments: list[str]) -> None:
@@ -42,8 +45,8 @@ def main(arguments: list[str]) -> None:
             ranks.close()
 
 
-def pretrain(config: RunConfig, ranks, signals: StopSignals) -> None:
-    """Train to the end in the arm's folder, or go on there. Collective."""
+def pretrain(config: RunConfig, ranks: Ranks, signals: StopSignals) -> None:
+    """Train to the end in the arm's folder; resumes where that holds a checkpoint. Collective."""
     from jobs.objectives import objective_of
     from ttepretrain.export.write import refuse_small_counts
     from ttepretrain.training.precision import choose_precision
@@ -60,15 +63,16 @@ def pretrain(config: RunConfig, ranks, signals: StopSignals) -> None:
         precision = ranks.first(
             lambda: choose_precision(config.train.precision, model, train.spec.shape_DHW, ranks.device)
         )
-        supply = supply_of(config, train, tuning, ranks, precision)
-        trainer = Trainer(folder, objective, config.train, supply, ranks, precision, signals)
+        settings = config.train.resolve(config.model.encoder, precision)
+        supply = supply_of(config, settings, train, tuning, ranks)
+        trainer = Trainer(folder, objective, settings, supply, ranks, signals)
         trainer.resume()
         if not trainer.finished:
             ranks.first(lambda: write_records(folder, config, train, tuning, trainer))
         trainer.run()
 
 
-def open_studies(config: RunConfig):
+def open_studies(config: RunConfig) -> tuple[PreparedStudies, PreparedStudies]:
     """Train and tuning studies. Raises ConfigError when they were prepared on another grid, BadDataError for none."""
     from data.prepared.opened import PreparedStudies
 
@@ -90,15 +94,26 @@ def open_studies(config: RunConfig):
     return train, tuning
 
 
-def supply_of(config: RunConfig, train, tuning, ranks, precision: str):
-    """What the trainer consumes: this rank's batches, the way to write an export, and what the run is."""
+def supply_of(
+    config: RunConfig, settings: TrainConfig, train: PreparedStudies, tuning: PreparedStudies, ranks: Ranks
+) -> Supply:
+    """What the trainer consumes: this rank's batches, the way to write an export, and what the run is.
+
+    settings: `config.train`, resolved.
+    """
     from data.batches.loader import BatchLoader, EvaluationLoader
     from ttepretrain.export.write import write_export
     from ttepretrain.training.trainer import Supply
 
-    settings = config.train
-    share = {"rank": ranks.rank, "world": ranks.world, "device": ranks.device}
-    said = {
+    def train_batches(epoch: int, position: int) -> BatchLoader:
+        return BatchLoader(
+            train, settings.batch_size, settings.seed, ranks.rank, ranks.world, epoch, position, device=ranks.device
+        )
+
+    def evaluation_batches(studies: PreparedStudies, most: int | None = None) -> EvaluationLoader:
+        return EvaluationLoader(studies, settings.batch_size, ranks.rank, ranks.world, most=most, device=ranks.device)
+
+    known = {
         "synthetic": config.synthetic,
         "arm": settings.arm,
         "seed": settings.seed,
@@ -112,36 +127,36 @@ def supply_of(config: RunConfig, train, tuning, ranks, precision: str):
         **provenance(PACKAGES),
     }
 
-    def export(folder: Path, model, facts: dict) -> None:
+    def export(folder: Path, model: ScanModel, facts: dict) -> None:
         write_export(
-            folder, model, config.model, train.spec, train.tasks, said | facts,
+            folder, model, config.model, train.spec, train.tasks, known | facts,
             min_patients=config.ehr.min_patients, descriptions=config.export.descriptions, arm=settings.arm,
         )  # fmt: skip
 
     return Supply(
         num_train=len(train),
-        train_batches=lambda epoch, position: BatchLoader(
-            train, settings.batch_size, settings.seed, epoch=epoch, start_position=position, **share
-        ),
-        fit_batches=lambda: EvaluationLoader(train, settings.batch_size, most=settings.head_fit_studies, **share),
-        tuning_batches=lambda: EvaluationLoader(tuning, settings.batch_size, **share),
+        train_batches=train_batches,
+        fit_batches=lambda: evaluation_batches(train, settings.head_fit_studies),
+        tuning_batches=lambda: evaluation_batches(tuning),
         write_export=export,
-        identity=identity_of(config, train, precision),
+        identity=identity_of(config, settings, train),
+        identity_defaults=identity_defaults(),
     )
 
 
-def identity_of(config: RunConfig, train, precision: str) -> dict[str, object]:
-    """Flat and JSON-like: compared with the checkpoint's, key by key."""
+def identity_of(config: RunConfig, settings: TrainConfig, train: PreparedStudies) -> dict[str, object]:
+    """What decides the weights, flat and JSON-like: compared with the checkpoint's, key by key.
+
+    The sections `input`, `cohort`, `prepare` and `ehr` decide by way of prepared/: the tasks and the fingerprint.
+    """
     from ttepretrain.export.initial_weights import initial_digest
 
     tasks = train.tasks
     values = {f"model.{key}": value for key, value in config.model.identity().items()}
     values["model.init_sha256"] = initial_digest(config.model)
-    values |= {f"volume.{key}": value for key, value in train.spec.to_json().items()}
-    values |= {f"train.{key}": getattr(config.train, key) for key in DECISIVE}
-    values |= {f"train.{key}": getattr(config.train, key) or None for key in LATER}
+    values |= {f"volume.{key}": value for key, value in train.spec.identity().items()}
+    values |= {f"train.{key}": value for key, value in settings.identity().items()}
     values |= {
-        "train.precision": precision,
         "tasks.codes": f"{len(tasks.codes)} with sha256 {sha256('|'.join(tasks.codes).encode()).hexdigest()[:16]}",
         "tasks.bin_edges_days": list(tasks.bin_edges_days[:-1]),
         "tasks.blackout_days": tasks.blackout_days,
@@ -152,11 +167,20 @@ def identity_of(config: RunConfig, train, precision: str) -> dict[str, object]:
         from jobs.objectives import phenotype_starts
 
         values["data.phenotypes"] = sha256_of(train.folder / "phenotypes.parquet")
-        values["data.phenotype_starts"] = phenotype_starts(config.ehr) or None
+        values["data.phenotype_starts"] = phenotype_starts(config.ehr)
     return values
 
 
-def write_records(folder: Path, config: RunConfig, train, tuning, trainer) -> None:
+def identity_defaults() -> dict[str, object]:
+    """What a key of the identity stands for in a checkpoint that lacks it (training/identity.py)."""
+    values: dict[str, object] = {f"model.{key}": value for key, value in dataclasses.asdict(ModelConfig()).items()}
+    values |= {f"train.{key}": value for key, value in dataclasses.asdict(TrainConfig()).items()}
+    return values | {"data.phenotype_starts": {}}
+
+
+def write_records(
+    folder: Path, config: RunConfig, train: PreparedStudies, tuning: PreparedStudies, trainer: Trainer
+) -> None:
     """config.yaml, provenance.json and subjects.parquet of this start; all on disk before its first step."""
     import pyarrow
     import pyarrow.parquet as parquet
@@ -168,7 +192,7 @@ def write_records(folder: Path, config: RunConfig, train, tuning, trainer) -> No
         "resumed_from_step": trainer.state.step or None,
         "processes": trainer.ranks.world,
         "device": trainer.ranks.device.type,
-        "precision": trainer.precision,
+        "precision": trainer.config.precision,
         "model_init_sha256": trainer.supply.identity["model.init_sha256"],
         "zero_stage": config.train.zero_stage,
         "data_fingerprint": train.fingerprint,
@@ -183,7 +207,7 @@ def write_records(folder: Path, config: RunConfig, train, tuning, trainer) -> No
         parquet.write_table(pyarrow.table(columns), temporary)
 
 
-def _locked(folder: Path):
+def _locked(folder: Path) -> AbstractContextManager[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return folder_lock(folder)

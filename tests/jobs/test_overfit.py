@@ -89,7 +89,8 @@ class Exam:
 
     def __init__(self, config: RunConfig, studies: PreparedStudies):
         [batch] = EvaluationLoader(studies, STUDIES)
-        self.config, self.objective = config.train, objective_of(config, studies)
+        self.config = config.train.resolve(config.model.encoder, "fp32")
+        self.objective = objective_of(config, studies)
         self.model = self.objective.model.train()
         self.head, self.encoder = self.model.head, self.model.encoder
         given, self.target = self.objective.example(batch.volume_BDHW, batch.study_rank_B, batch)

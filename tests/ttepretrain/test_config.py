@@ -25,10 +25,19 @@ def test_arguments_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
 
 def test_the_encoder_has_a_say_in_its_rate_unless_one_is_given():
     def rate(*overrides):
-        return load_config(RunConfig, None, overrides).train.lr
+        config = load_config(RunConfig, None, overrides)
+        return config.train.resolve(config.model.encoder, "fp32").encoder_lr
 
     assert (rate(), rate("model.encoder=swin_unetr")) == (0.01, 0.001)
     assert rate("model.encoder=swin_unetr", "train.lr=.01") == 0.01
+
+
+def test_what_is_derived_is_not_written_back(tmp_path):
+    config = load_config(RunConfig, None)
+    config.train.resolve(config.model.encoder, "fp32")
+    dump_config(config, tmp_path / "config.yaml")
+    assert config.train.lr is None
+    assert "lr: null" in (tmp_path / "config.yaml").read_text()
 
 
 def test_a_dumped_configuration_reads_back_equal(tmp_path):

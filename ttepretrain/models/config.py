@@ -51,6 +51,10 @@ class ViTConfig:
         require(self.extent_mm is None or self.extent_mm > 0, "model.vit.extent_mm", self.extent_mm, "must be positive")
 
 
+# Fields of ModelConfig that may change between two starts of a run; every other one decides the weights.
+NOT_IDENTITY = frozenset({"activation_checkpointing"})
+
+
 @dataclass
 class ModelConfig:
     encoder: str = "densenet121"  # name of the network (docs/reference/encoders.md)
@@ -82,10 +86,9 @@ class ModelConfig:
         require_choice("model.init", layout, tuple(WEIGHT_FILES))
         return layout
 
-    def identity(self) -> dict:
-        """The values that decide the weights: without how activations are kept and what this encoder does not read."""
-        values = dataclasses.asdict(self)
-        del values["activation_checkpointing"]
+    def identity(self) -> dict[str, object]:
+        """The values that decide the weights: without NOT_IDENTITY, and without `vit` for an encoder not made of it."""
+        values = {key: value for key, value in dataclasses.asdict(self).items() if key not in NOT_IDENTITY}
         if self.encoder != "vit_liere":
             del values["vit"]
         return values

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 from ttepretrain.config import require, require_choice
 
@@ -10,6 +10,14 @@ ARMS = ("tte", "visit", "mtl", "ssl")  # ttepretrain/training/objectives
 STARTS = ("base_random", "base")  # in evaluations: encoders before their first step, of random weights or loaded ones
 
 DEFAULT_LR, DEFAULT_LR_OF = 0.01, {"swin_unetr": 0.001}  # at .01 its first steps make all studies alike
+# Fields of TrainConfig that may change between two starts of a run; every other one decides the weights.
+# The arm names the run's folder, and the checkpoint checks the ZeRO stage itself.
+NOT_IDENTITY = frozenset(
+    {
+        "arm", "max_steps", "zero_stage", "checkpoint_minutes", "keep_checkpoints", "max_bad_steps", "log_seconds",
+        "allow_change",
+    }
+)  # fmt: skip
 
 
 @dataclass
@@ -62,3 +70,21 @@ class TrainConfig:
         require(self.grad_clip > 0, "train.grad_clip", self.grad_clip, "must be positive")
         require(self.zero_stage in (0, 1, 2, 3), "train.zero_stage", self.zero_stage, "must be 0, 1, 2 or 3")
         require(self.keep_checkpoints >= 1, "train.keep_checkpoints", self.keep_checkpoints, "must be at least 1")
+
+    def peak_lr(self, encoder: str) -> float:
+        """`lr`, or this encoder's default where it is None."""
+        return DEFAULT_LR_OF.get(encoder, DEFAULT_LR) if self.lr is None else self.lr
+
+    def resolve(self, encoder: str, precision: str) -> TrainConfig:
+        """A copy with what None and `auto` stand for: the encoder's rate, and the precision that was chosen."""
+        return replace(self, lr=self.peak_lr(encoder), precision=precision)
+
+    @property
+    def encoder_lr(self) -> float:
+        """Peak rate of the encoder, of a configuration that is resolved."""
+        assert self.lr is not None, "TrainConfig.resolve says what the rate is"
+        return self.lr
+
+    def identity(self) -> dict[str, object]:
+        """The values that decide the weights, of a configuration that is resolved."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in NOT_IDENTITY}

@@ -36,7 +36,7 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict]:
 
     Adam moves every weight by about its rate, so the output of a layer with n inputs moves by about n times that. A
     matrix or kernel therefore takes rate / n (maximal update parametrisation, arXiv 2203.03466). With one rate for all,
-    the widest layers drown the differences between studies in a common shift within 40 steps (docs/training.md).
+    the widest layers drown the differences between studies in a common shift within 40 steps (docs/lab-log.md).
     A standardised kernel cannot do that; rate / sqrt(n) moves it, of norm 1 to 4 at the start, by at most the rate.
     Decay is on matrices and kernels alone.
     """
@@ -46,7 +46,7 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict]:
         if not parameter.requires_grad:
             continue
         in_head = "head" in name.split(".")
-        rate = config.head_lr if in_head else config.lr
+        rate = config.head_lr if in_head else config.encoder_lr
         if parameter.ndim >= 2 and name.endswith(".weight"):
             # The key is the network's alone, so that a run may go on under other rates.
             fan_in = parameter[0].numel()
@@ -90,7 +90,7 @@ def set_learning_rates(engine, step: int, total_steps: int, config: TrainConfig)
     share = schedule(step, total_steps, config.warmup_fraction)
     for group in engine.optimizer.param_groups:
         group["lr"] = group["peak_lr"] * share
-    return config.lr * share
+    return config.encoder_lr * share
 
 
 def apply_gradients(engine, grad_clip: float) -> float | None:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from ttepretrain.batch import Batch
 from ttepretrain.errors import ConfigError, Interrupted, NumericsError
+from ttepretrain.log import log
 from ttepretrain.training.checkpoint import CheckpointStore
 from ttepretrain.training.config import TrainConfig
 from ttepretrain.training.distributed import Ranks
@@ -47,6 +48,7 @@ class Supply:
     tuning_batches: Callable[[], Iterable[Batch]]  # this rank's share; all ranks get equally many, some maybe empty
     write_export: Callable[[Path, nn.Module, dict], None]  # (folder, model, what training says of it)
     identity: dict[str, object]  # values that decide the weights (identity.py)
+    identity_defaults: dict[str, object]  # what a key stood for in checkpoints from before it was there
 
 
 @dataclass
@@ -70,9 +72,10 @@ class Trainer:
         config: TrainConfig,
         supply: Supply,
         ranks: Ranks,
-        precision: str,
         signals: StopSignals,
     ):
+        """config: resolved (TrainConfig.resolve)."""
+        assert config.precision in ("fp32", "bf16"), "TrainConfig.resolve says which"
         if config.batch_size % ranks.world:
             raise ConfigError(
                 f"train.batch_size must be a multiple of the number of processes; "
@@ -87,9 +90,9 @@ class Trainer:
         self.total_steps = config.epochs * self.steps_per_epoch
         self.last_step = min(self.total_steps, config.max_steps or self.total_steps)
         self.folder, self.config, self.supply, self.ranks, self.signals = folder, config, supply, ranks, signals
-        self.objective, self.precision = objective, precision
+        self.objective = objective
         self.model = objective.model.to(ranks.device)
-        self.network = MixedPrecision(self.model, precision == "bf16")
+        self.network = MixedPrecision(self.model, config.precision == "bf16")
         self.engine = None  # DeepSpeed's, from `resume` or `begin` on
         self.state = TrainState()
         self.saved_at = time.monotonic()
@@ -99,7 +102,7 @@ class Trainer:
         """Train to the last step. Raises Interrupted after the save that a signal asked for, NumericsError."""
         if self.finished:
             if self.ranks.rank == 0:
-                print(f"already finished at step {self.state.step}; nothing to do")
+                log.info("already finished at step %d; nothing to do", self.state.step)
             return self.state
         self.telemetry = Telemetry(
             self.folder, self.objective.unit, self.objective.reference, self.ranks.rank == 0, self.state.step,
@@ -240,7 +243,8 @@ class Trainer:
         epoch, position = self.place()
         what = "gradient" if math.isfinite(loss) else "loss"
         where = f"epoch {epoch}, studies {position} to {position + self.config.batch_size}"
-        self.telemetry.say(f"warning: {what} is not finite; step {self.state.step} is skipped ({where})")
+        if self.ranks.rank == 0:
+            log.warning("%s is not finite; step %d is skipped (%s)", what, self.state.step, where)
         if self.state.bad_steps > self.config.max_bad_steps:
             raise NumericsError(
                 f"{self.state.bad_steps} steps had a {what} that is not finite (train.max_bad_steps="
@@ -254,17 +258,19 @@ class Trainer:
         if found is None:
             return
         path, saved = found
-        check_identity(saved["identity"], self.supply.identity, self.config.allow_change or [])
+        supply, allowed = self.supply, self.config.allow_change or []
+        check_identity(saved["identity"], supply.identity, supply.identity_defaults, allowed)
         self.engine = start_engine(self.network, self.ranks, self.config)
         self.store.restore(path, saved, self.engine)
         refresh_groups(self.engine, self.config)
         self.state = TrainState(**saved["train"])
 
     def greeting(self) -> str:
-        start = f"going on after step {self.state.step}" if self.state.step else "starting"
+        start = f"resuming from step {self.state.step}" if self.state.step else "starting"
         return (
-            f"{start}: {self.last_step} steps of {self.config.batch_size} studies, {self.precision}, "
-            f"{self.ranks.world} process(es) on {self.ranks.device.type}, ZeRO stage {self.config.zero_stage}"
+            f"{start}: {self.last_step} steps of {self.config.batch_size} studies, peak rate "
+            f"{self.config.encoder_lr:g}, {self.config.precision}, {self.ranks.world} process(es) on "
+            f"{self.ranks.device.type}, ZeRO stage {self.config.zero_stage}"
         )
 
     def save(self) -> None:
@@ -284,7 +290,7 @@ class Trainer:
         if self.engine is None:
             raise Interrupted("stopped before the first step; run the same command again")
         self.save()
-        raise Interrupted(f"stopped after step {self.state.step}, which is saved; run the same command again to go on")
+        raise Interrupted(f"stopped after step {self.state.step}, which is saved; run the same command again to resume")
 
     def export(self, name: str) -> None:
         """Write the weights of this moment to the folder's `name`."""
@@ -292,7 +298,7 @@ class Trainer:
             "step": self.state.step,
             "epoch": self.place()[0],
             "best_loss_tuning": self.state.best_loss_tuning,
-            "precision": self.precision,
+            "precision": self.config.precision,
         }
         with gathered(self.engine, self.model):
             self.ranks.first(lambda: self.supply.write_export(self.folder / name, self.model, said))

@@ -63,9 +63,9 @@ class TinyRun:
             bias_TK = bias_table(labels.take(np.arange(self.num_train)), tasks)
             self._labels, self._ranks = labels, ranks
             batches = self._train_batches, self._fit_batches, self._tuning_batches
-            supply = Supply(self.num_train, *batches, _write_weights, self.identity)
+            supply = Supply(self.num_train, *batches, _write_weights, self.identity, {})
             objective = objective_on(tiny_encoder(), self.config, labels, self.num_train, tasks)
-            trainer = Trainer(self.folder, objective, self.config, supply, ranks, self.config.precision, signals)
+            trainer = Trainer(self.folder, objective, self.config, supply, ranks, signals)
             trainer.resume()
             state = trainer.run()
         ranks.close()
