@@ -29,8 +29,8 @@ HEAD = """\
 
 <!-- Written by `python -m jobs.config_reference` from the dataclasses. Edit the comments there, not this page. -->
 
-A run is described by one YAML file, which holds only what differs from the defaults below. Arguments
-on the command line come on top: `python -m jobs.pretrain CONFIG train.epochs=10 ehr.exclude=[X]`.
+A run is described by one YAML file, which holds only what differs from the defaults below.
+Arguments on the command line come on top: `python -m jobs.pretrain CONFIG train.epochs=10`.
 
 - Write a list with brackets, also when it has one entry: `ehr.label_tables=[x.csv]`.
 - `null` means "not set".

@@ -3,7 +3,8 @@
 split   a table's files, batch by batch  -> rows by subject, in scratch/<table>/<item>-<shard>
 join    one shard of subjects, all tables -> data/<shard>.parquet, its observation periods, its codes
 
-The bytes do not depend on the number of workers: rows are put into a total order. docs/labels.md says the rules.
+The bytes do not depend on the number of workers: rows are put into a total order.
+The rules: docs/reference/health-records.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Oracle: labels by plain Python loops, one event, task and study at a time, from docs/method.md alone.
+"""Oracle: labels by plain Python loops, one event, task and study at a time (rules: docs/reference/label-rules.md).
 
 Shares no code with `ehr` (pyarrow reads, the standard library decides). Clock times are integer microseconds.
 """

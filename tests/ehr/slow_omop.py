@@ -1,4 +1,6 @@
-"""Oracle: an OMOP extract as events, observation periods and a graph of codes, row by row, from docs/labels.md alone.
+"""Oracle: an OMOP extract as events, observation periods and a graph of codes, row by row.
+
+Written from docs/reference/health-records.md alone.
 
 Shares no code with `ehr`: pyarrow reads the parquet files, the standard library decides.
 """

@@ -14,7 +14,8 @@ DAY = timedelta(days=1)
 NOON = datetime(2150, 6, 1, 12)
 MIDNIGHT = datetime(2150, 6, 1)
 
-# The scan: 1 June, 12:00, exactly. Blackout one day: until 2 June, 12:00. T in days by hand; drawn in docs/labels.md.
+# The scan: 1 June, 12:00, exactly. Blackout one day: until 2 June, 12:00. T in days by hand.
+# Drawn in docs/reference/label-rules.md.
 #       event                               time                code          feature  history  T
 TWELVE = {
     1:  ("a microsecond before the scan",    NOON - US,          "X/A",        True,    True,    None),

@@ -32,7 +32,7 @@ class StandardisedConv3d(nn.Conv3d):
     """nn.Conv3d whose kernels are standardised before use (weight standardisation, arXiv 1903.10520).
 
     Behind a ReLU all inputs have a common mean; a kernel of mean 0 passes what differs. Without it a step shifts the
-    features of all studies alike before it tells two of them apart (docs/training.md).
+    features of all studies alike before it tells two of them apart (docs/explanation/training.md).
     """
 
     def forward(self, x_BCDHW: Tensor) -> Tensor:

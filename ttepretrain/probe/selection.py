@@ -19,7 +19,7 @@ MAX_PROCESSES = 8
 MIN_TRAIN_EVENTS = 5  # and as many rows without the event
 
 
-MAX_COMPONENTS = 256  # on the default cohort the mean C is within .002 of that with all 512 (docs/evaluation.md)
+MAX_COMPONENTS = 256  # on the default cohort the mean C is within .002 of that with all 512 (docs/lab-log.md)
 RIDGES = (10.0, 3.0, 1.0, 0.3)  # strongest first: a tie on tuning goes to the earlier one
 
 

@@ -1,4 +1,4 @@
-"""From log hazards to survival, cumulative incidence and quantiles (docs/likelihood.md).
+"""From log hazards to survival, cumulative incidence and quantiles (docs/explanation/likelihood.md).
 
 B rows, K tasks, T bins (lo, hi]. Hazards are per day and constant within a bin. Time starts at the blackout b, as in
 the likelihood: nothing is said about (0, b].

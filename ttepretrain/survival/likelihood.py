@@ -1,4 +1,4 @@
-"""Likelihood of the piecewise-exponential model on ragged labels (docs/likelihood.md).
+"""Likelihood of the piecewise-exponential model on ragged labels (docs/explanation/likelihood.md).
 
 B rows, K tasks, T bins (lo, hi], N observed events. Row i enters at the blackout and leaves at C_i, or at the event.
 

@@ -76,7 +76,7 @@ ROW = re.compile(r"^\| `(\w+)` \| (\d+) \| ([\d.]+) M \| ([\d.]+) \|", re.MULTIL
 def test_features_parameters_and_flop_are_those_of_the_documents_table(encoder_of_one_window):
     """Forward of one window at 224^3 on tensors without data; 2 FLOP per multiply-add, attention as plain matrices."""
     name, encoder = encoder_of_one_window
-    document = (Path(__file__).parents[3] / "docs" / "models.md").read_text()
+    document = (Path(__file__).parents[3] / "docs" / "reference" / "encoders.md").read_text()
     rows = {row[0]: [float(value) for value in row[1:]] for row in ROW.findall(document)}
     assert tuple(rows) == ENCODERS
     assert all(f"`{layout}:PATH`" in document for layout in WEIGHT_FILES)

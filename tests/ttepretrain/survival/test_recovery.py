@@ -1,4 +1,4 @@
-"""Hazards that made the data are found again; lifelines finds the same on real data (docs/likelihood.md)."""
+"""Hazards that made the data are found again; lifelines finds the same on real data (docs/performance.md)."""
 
 import warnings
 
