@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import polars as pl
 
 from data.volumes.prepare_study import PreparedVolume
@@ -84,18 +85,21 @@ def _verdict(known: pl.DataFrame) -> str:
     far = known.filter(_far)
     if far.height > FAR_SHARE * known.height:
         return "cannot_be_judged" if _shifted(known, far) else "differ"
-    clock = known.filter(~pl.col("date_only") & (pl.col("acquired").dt.time() != pl.time(0)))["offset_days"]
-    late = len(clock) > 0 and clock.median() > LATE_DAYS and (clock > 0).mean() >= LATE_SHARE
+    clock = known.filter(~pl.col("date_only") & (pl.col("acquired").dt.time() != pl.time(0)))["offset_days"].to_numpy()
+    late = len(clock) > 0 and np.median(clock) > LATE_DAYS and (clock > 0).mean() >= LATE_SHARE
     return "differ" if late else "agree"
 
 
 def _shifted(known: pl.DataFrame, far: pl.DataFrame) -> bool:
     """No delays: most images of one date; or offsets too long or of either sign, and all of a subject the same."""
-    if far["acquired"].dt.date().value_counts()["count"].max() > far.height / 2:  # a stand-in for every date
+    if (
+        far["acquired"].dt.date().value_counts()["count"].to_numpy().max() > far.height / 2
+    ):  # one stand-in for all dates
         return True
-    either_sign = min((far["offset_days"] > 0).mean(), (far["offset_days"] < 0).mean()) >= BOTH_WAYS
-    if not either_sign and far["offset_days"].abs().median() <= SHIFT_DAYS:
+    offset_days = far["offset_days"].to_numpy()
+    either_sign = min((offset_days > 0).mean(), (offset_days < 0).mean()) >= BOTH_WAYS
+    if not either_sign and np.median(np.abs(offset_days)) <= SHIFT_DAYS:
         return False
     scans = known.group_by("subject_id").agg(pl.len(), far=_far.any(), spread=_offset.max() - _offset.min())
     several = scans.filter("far", pl.col("len") > 1)
-    return several.height < MIN_SUBJECTS or (several["spread"] <= 1).mean() > 0.5
+    return several.height < MIN_SUBJECTS or bool((several["spread"].to_numpy() <= 1).mean() > 0.5)

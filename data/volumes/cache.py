@@ -15,12 +15,16 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ttepretrain.errors import IntegrityError
 from ttepretrain.files import write_atomic
 from ttepretrain.volume.spec import PREPROCESS_VERSION, VolumeSpec
+
+if TYPE_CHECKING:
+    import blosc2
 
 CHUNK_VOXELS = 56  # at most, per axis; smaller ones make whole volumes larger and slower to read
 
@@ -146,7 +150,7 @@ def read_record(path: Path, shape_DHW: Sequence[int]) -> tuple[VolumeRecord, str
         return None
 
 
-def _sealed(path: Path, array) -> tuple[VolumeRecord, list[str]]:
+def _sealed(path: Path, array: blosc2.NDArray) -> tuple[VolumeRecord, list[str]]:
     """Record and hash of every chunk of an opened file; ValueError unless they and its layout are what was sealed."""
     text, hashes, seal = (array.schunk.vlmeta[name] for name in ("record", "chunks", "seal"))
     record = VolumeRecord(**json.loads(text))
@@ -174,7 +178,7 @@ def _box(low: Sequence[int], high: Sequence[int], origin: Sequence[int]) -> tupl
 
 
 def hash_voxels(hu_DHW: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(hu_DHW, dtype="<i2")).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(hu_DHW, dtype="<i2").data).hexdigest()
 
 
 def _seal(path: Path, said: str, voxel_hash: str) -> str:

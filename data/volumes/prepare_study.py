@@ -72,7 +72,7 @@ def _prepare(study: Study, root: Path, cache: Path, spec: VolumeSpec, trust_mtim
         source_spacing_mm=[float(v) for v in volume.source_spacing_mm],
         source_hash=read,
         voxel_hash=hash_voxels(volume.hu_DHW),
-        acquired=volume.acquired and volume.acquired.isoformat(),
+        acquired=None if volume.acquired is None else volume.acquired.isoformat(),
     )
     return PreparedVolume(
         study.study_id, target.stem, write_volume(target, volume.hu_DHW, record), record, reused=False

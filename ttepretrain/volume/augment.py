@@ -73,7 +73,7 @@ def _in_plane(hu_BDHW: Tensor, turn_B: Tensor, scale_B: Tensor, shift_H_B: Tenso
     theta_B23 = torch.stack(
         [cosine_B, -sine_B * aspect, 2 * shift_W_B, sine_B / aspect, cosine_B, 2 * shift_H_B], dim=1
     ).view(-1, 2, 3)
-    grid_BHW2 = functional.affine_grid(theta_B23, hu_BDHW.shape, align_corners=False)
+    grid_BHW2 = functional.affine_grid(theta_B23, list(hu_BDHW.shape), align_corners=False)
     return functional.grid_sample(hu_BDHW, grid_BHW2, mode="bilinear", padding_mode="border", align_corners=False)
 
 

@@ -56,5 +56,5 @@ def unflipped(image: CTImage) -> CTImage:
     sizes = np.array(image.hu_DHW.shape)
     reorder = np.diag([*np.where(backwards, -1.0, 1.0), 1.0])
     reorder[:3, 3] = np.where(backwards, sizes - 1, 0)
-    hu_DHW = np.flip(image.hu_DHW, np.flatnonzero(backwards))
+    hu_DHW = np.flip(image.hu_DHW, tuple(np.flatnonzero(backwards).tolist()))
     return replace(image, hu_DHW=hu_DHW, affine=image.affine @ reorder)

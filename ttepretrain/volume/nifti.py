@@ -63,7 +63,7 @@ def _declared_gzip_errors() -> Iterator[None]:
         yield
     except EOFError:
         raise BadStudy(Reason.TRUNCATED, "the compressed stream ends early") from None
-    except (igzip.BadGzipFile, isal_zlib.error):
+    except (igzip.BadGzipFile, isal_zlib.error):  # type: ignore[misc]  # isal's stub takes the class for an instance
         raise BadStudy(Reason.CRC, "the compressed stream is damaged") from None
 
 
@@ -86,7 +86,7 @@ def _read_stream(stream: BinaryIO | igzip.IGzipFile, most_bytes: int) -> CTImage
         raise BadStudy(Reason.TRUNCATED, f"the file cannot hold {wanted} bytes of voxels")
     stream.read(int(offset) - header.sizeof_hdr)
     data = np.empty(wanted, np.uint8)
-    got = _read_into(memoryview(data), stream)
+    got = _read_into(data.data, stream)
     if got == 0:
         raise BadStudy(Reason.BAD_SHAPE, "the data offset lies outside the file")
     if got < wanted:
@@ -176,8 +176,8 @@ def _to_hu(stored: np.ndarray, slope: float, intercept: float) -> tuple[np.ndarr
             # int64: an unsigned 32-bit value plus a negative intercept fits nowhere smaller
             whole = stored if intercept == 0 else stored.astype(np.int64) + int(intercept)
             return whole.astype(np.int16, copy=False), ()
-    hu = stored.astype(np.float64 if native.itemsize == 8 else np.float32)
-    hu = (hu * slope + intercept).astype(np.float32)  # what overflows is counted as infinite
+    exact: np.ndarray = stored.astype(np.float64 if native.itemsize == 8 else np.float32)
+    hu = (exact * slope + intercept).astype(np.float32)  # what overflows is counted as infinite
     bad = ~np.isfinite(hu)
     count = int(bad.sum())
     if count > MAX_NAN_FRACTION * hu.size:

@@ -145,7 +145,7 @@ def _bands(matrix: Tensor) -> list[Band]:
 def _gather(
     x_DHW: Tensor,
     low: np.ndarray,
-    full_shape: tuple[int, int, int],
+    full_shape: tuple[int, ...],
     to_source: np.ndarray,
     grid_shape: tuple[int, int, int],
 ) -> Tensor:

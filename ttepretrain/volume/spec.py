@@ -119,10 +119,13 @@ class VolumeConfig:
 
     def resolve(self) -> VolumeSpec:
         preset = PRESETS[self.preset]
+        mm_D, mm_H, mm_W = self.spacing_mm or preset.spacing_mm
+        depth, height, width = self.shape_DHW or preset.shape_DHW
+        lowest, highest = self.hu_range or preset.hu_range
         return VolumeSpec(
-            tuple(self.spacing_mm or preset.spacing_mm),
-            tuple(self.shape_DHW or preset.shape_DHW),
-            tuple(self.hu_range or preset.hu_range),
+            (mm_D, mm_H, mm_W),
+            (depth, height, width),
+            (lowest, highest),
             tuple((c, w) for c, w in self.windows) if self.windows else preset.windows,
             preset.fit,
             self.series.resolve(self.max_gap_mm),

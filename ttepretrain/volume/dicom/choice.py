@@ -72,7 +72,8 @@ class Reading(SeriesConfig):
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Reading:
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in document.items()})
+        rules: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in document.items()}
+        return cls(**rules)
 
 
 @dataclass(frozen=True)

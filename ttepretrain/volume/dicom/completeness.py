@@ -99,7 +99,7 @@ def refuse_without_pictures(skipped: Skipped) -> None:
     for others in (NO_PICTURES, (Reason.NOT_DICOM,), ()):
         left = {reason: count for reason, count in counts.items() if reason not in others}
         if left:
-            reason = max(sorted(left), key=left.get)
+            reason = max(sorted(left), key=lambda reason: left[reason])
             raise BadStudy(reason, f"no slice of a CT series among {len(skipped)} files")
     raise BadStudy(Reason.NOT_DICOM, "an empty folder")
 

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from typing import IO
 
 import numpy as np
 
@@ -42,7 +43,7 @@ TOO_SLOW = {  # by exit status; not tried again: another child would take as lon
 PIPE_BYTES = 2**20  # the child decodes ahead that far
 
 # A list for each process: what a fork inherits belongs to its parent.
-_idle: dict[int, list[subprocess.Popen]] = {}
+_idle: dict[int, list[subprocess.Popen[bytes]]] = {}
 
 
 class _Died(Exception):
@@ -77,11 +78,12 @@ def decoded(files: Sequence[CodedFile]) -> Iterator[np.ndarray]:
     raise BadStudy(Reason.DECODER, f"the decoding process {cause}, {MAX_DEATHS} times")
 
 
-def _frames(child: subprocess.Popen, files: Sequence[CodedFile]) -> Iterator[np.ndarray]:
+def _frames(child: subprocess.Popen[bytes], files: Sequence[CodedFile]) -> Iterator[np.ndarray]:
     request = json.dumps([asdict(coded) for coded in files]).encode()
+    requests, _ = _pipes(child)
     try:
-        child.stdin.write(REQUEST.pack(len(request)) + request)
-        child.stdin.flush()
+        requests.write(REQUEST.pack(len(request)) + request)
+        requests.flush()
     except BrokenPipeError:
         raise _Died from None
     for coded in files:
@@ -94,14 +96,20 @@ def _frames(child: subprocess.Popen, files: Sequence[CodedFile]) -> Iterator[np.
             yield stored.reshape(coded.rows, coded.columns)
 
 
-def _read(child: subprocess.Popen, count: int) -> bytes:
-    data = child.stdout.read(count)
+def _read(child: subprocess.Popen[bytes], count: int) -> bytes:
+    data = _pipes(child)[1].read(count)
     if len(data) < count:
         raise _Died
     return data
 
 
-def _take() -> subprocess.Popen:
+def _pipes(child: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:
+    assert child.stdin is not None  # _take asks for both
+    assert child.stdout is not None
+    return child.stdin, child.stdout
+
+
+def _take() -> subprocess.Popen[bytes]:
     idle = _idle.setdefault(os.getpid(), [])
     with suppress(IndexError):
         return idle.pop()
@@ -115,11 +123,12 @@ def _take() -> subprocess.Popen:
     )
 
 
-def _stop(child: subprocess.Popen) -> None:
+def _stop(child: subprocess.Popen[bytes]) -> None:
+    requests, replies = _pipes(child)
     child.kill()
     with suppress(BrokenPipeError):
-        child.stdin.close()
-    child.stdout.close()
+        requests.close()
+    replies.close()
     child.wait()
 
 

@@ -81,6 +81,7 @@ def _fence() -> None:
 
 
 def _answer(files: list[CodedFile], replies: BinaryIO) -> None:
+    why: list[str | int]
     try:
         for coded in files:
             for frame_HW in _timed(decode(coded)):

@@ -47,7 +47,7 @@ def pictures(header: Header) -> tuple[list[Picture], Reason | None]:
     BadStudy with the reason when the whole file holds none.
     """
     _check_file(header)
-    frames = [header.values]
+    frames: list[Values] = [header.values]
     if text(header.values, "SOPClassUID") in MULTIFRAME_CLASSES:
         frames = _frames(header.values)
     reasons = [_why_no_slice(values) for values in frames]
@@ -70,7 +70,10 @@ def check_concatenations(pictures: Sequence[Picture]) -> None:
 
     A last file can only be missed where the others state their number.
     """
-    frames, totals = defaultdict(dict), defaultdict(set)
+    frames: defaultdict[str, dict[int, tuple[int, int]]] = defaultdict(
+        dict
+    )  # part -> its first frame, and the next part's
+    totals: defaultdict[str, set[str]] = defaultdict(set)
     for values in {id(picture.header): picture.header.values for picture in pictures}.values():
         total = text(values, "InConcatenationTotalNumber")
         if text(values, "ConcatenationUID") or total not in ("", "0", "1"):  # else the one part is the whole
@@ -137,7 +140,7 @@ def _frames(values: Values) -> list[Values]:
 
 
 def _said_in(item: Any) -> dict[str, Any]:
-    said = {}
+    said: dict[str, Any] = {}
     for group in GROUPS:
         for part in list(item.get(group) or [])[:1]:
             said |= {keyword: part.get(keyword) for keyword in TAGS if keyword in part}

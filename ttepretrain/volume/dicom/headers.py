@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableSequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -25,7 +25,7 @@ from ttepretrain.volume.checks import Reason
 from ttepretrain.volume.dicom.syntaxes import DEFLATED, EXPLICIT_BIG, IMPLICIT_LITTLE, has_readable_header
 from ttepretrain.volume.dicom.tags import TAGS
 
-KEYWORDS = {tag_for_keyword(keyword): keyword for keyword in TAGS}
+KEYWORDS = {tag: keyword for keyword in TAGS if (tag := tag_for_keyword(keyword)) is not None}
 PADDING = ("PixelPaddingValue", "PixelPaddingRangeLimit")
 TRANSFER_SYNTAX, STORAGE_CLASS, PIXEL_DATA = 0x00020010, 0x00020002, 0x7FE00010
 BEFORE_PIXELS = PIXEL_DATA.__gt__  # of a tag; pydicom's comparison is Python code, and asked for every element
@@ -80,7 +80,7 @@ class HeaderReader:
                 return self._parse(file, handle)
 
     def _parse(self, file: Path, handle: BinaryIO) -> Header:
-        meta = {e.tag: e.value for e in data_element_generator(handle, False, True, stop_when=_behind_meta)}
+        meta = {int(e.tag): e.value for e in data_element_generator(handle, False, True, stop_when=_behind_meta)}
         syntax, storage_class = (_uid(meta.get(tag)) for tag in (TRANSFER_SYNTAX, STORAGE_CLASS))
         if not syntax:
             raise BadStudy(Reason.UNREADABLE, "no transfer syntax")
@@ -126,7 +126,7 @@ class HeaderReader:
         values = {keyword: self._value(keyword, element, charset) for keyword, element in elements if keyword}
         return values, pixels_at, pixels_length
 
-    def _value(self, keyword: str, element: RawDataElement | DataElement, charset: str | list[str]) -> Any:
+    def _value(self, keyword: str, element: RawDataElement | DataElement, charset: str | MutableSequence[str]) -> Any:
         if isinstance(element, DataElement):
             return element.value
         if keyword in PADDING:  # its sign is not in its representation, where implicit, and often wrong elsewhere

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import groupby
 
 import numpy as np
@@ -57,9 +58,13 @@ def _protocol(places: Places) -> Iterator[tuple[str, Labels]]:
 def _occasion(places: Places) -> Iterator[tuple[str, Labels]]:
     """What is one in a scan, but may be lost or odd in a slice of it."""
     for n in range(3):
-        yield "ImageType", _labels(places, lambda values, n=n: "".join(texts(values, "ImageType")[n : n + 1]))
+        yield "ImageType", _labels(places, partial(_image_type, n))
     yield "ContrastBolusAgent", _labels(places, lambda values: "named" if has_contrast(values) else "none")
     yield "AcquisitionTime", _clusters(_minutes(places), MINUTES_APART)
+
+
+def _image_type(n: int, values: Values) -> str:
+    return "".join(texts(values, "ImageType")[n : n + 1])
 
 
 def _numbering(places: Places) -> Iterator[tuple[str, Labels]]:

@@ -109,12 +109,12 @@ def _storage(picture: Picture, header: SliceHeader) -> Storage:
     values = picture.values
     bits, signed = _bits(picture.header)
     padding = None
-    ends = [values.get("PixelPaddingValue"), values.get("PixelPaddingRangeLimit")]
-    if isinstance(ends[0], int):
-        ends = [end if isinstance(end, int) else ends[0] for end in ends]
+    value, limit = values.get("PixelPaddingValue"), values.get("PixelPaddingRangeLimit")
+    if isinstance(value, int):
+        ends = (value, limit if isinstance(limit, int) else value)
         # the sign of padding is often not that of the pixels: the pixels' counts
-        ends = [end % 65536 - 65536 * (signed and end % 65536 > 32767) for end in ends]
-        padding = (min(ends), max(ends))
+        padded = [end % 65536 - 65536 * (signed and end % 65536 > 32767) for end in ends]
+        padding = (min(padded), max(padded))
     return Storage(bits, signed, picture.header.syntax in (*NATIVE, DEFLATED), padding, header.slope, header.intercept)
 
 
@@ -153,26 +153,28 @@ def _native(header: Header, frames: dict[int, Picture]) -> Iterator[tuple[Pictur
     _bits(header)
     shape_HW = _shape_HW(header)
     count = math.prod(shape_HW)
-    _check_length(header)
+    pixels_at = _native_pixels_at(header)
     dtype = ">u2" if header.syntax == EXPLICIT_BIG else "<u2"
     with header.file.open("rb") as handle:
         for frame, picture in frames.items():
-            handle.seek(header.pixels_at + 2 * count * frame)
+            handle.seek(pixels_at + 2 * count * frame)
             stored_HW = np.empty(shape_HW, dtype)
-            if handle.readinto(stored_HW) < stored_HW.nbytes:
+            if handle.readinto(stored_HW.data) < stored_HW.nbytes:
                 raise BadStudy(Reason.TRUNCATED, "the file ends within its pixels")
             yield picture, stored_HW
 
 
-def _check_length(header: Header) -> None:
-    """BadStudy unless the uncompressed pixels are as many as stated: a row too many may be one that Rows forgot. Less
-    than a row behind them is padding.
+def _native_pixels_at(header: Header) -> int:
+    """First byte of the uncompressed pixels; BadStudy unless there are as many as stated.
+
+    A row too many may be one that Rows does not count. Less than a row is padding.
     """
     expected = 2 * math.prod(_shape_HW(header)) * _frame_count(header)
     if header.pixels_at is None or header.pixels_length < expected:
         raise BadStudy(Reason.TRUNCATED, "fewer pixels than the header states")
     if header.pixels_length >= expected + 2 * _shape_HW(header)[1]:
         raise BadStudy(Reason.UNREADABLE, "the picture does not have the size its header states")
+    return header.pixels_at
 
 
 def _frame_count(header: Header) -> int:
@@ -185,17 +187,18 @@ def _shape_HW(header: Header) -> tuple[int, int]:
 
 def _coded(header: Header) -> CodedFile:
     bits, signed = _bits(header)
-    deflated = header.syntax == DEFLATED
-    if deflated:
-        _check_length(header)
-    elif header.pixels_at is None:
+    if header.syntax == DEFLATED:
+        at, skip = header.body_at, _native_pixels_at(header)
+    elif header.pixels_at is not None:
+        at, skip = header.pixels_at, 0
+    else:
         raise BadStudy(Reason.TRUNCATED, "a slice without pixels")
     rows, columns = _shape_HW(header)
     return CodedFile(
         file=str(header.file),
         syntax=header.syntax,
-        at=header.body_at if deflated else header.pixels_at,
-        skip=header.pixels_at if deflated else 0,
+        at=at,
+        skip=skip,
         frames=_frame_count(header),
         rows=rows,
         columns=columns,

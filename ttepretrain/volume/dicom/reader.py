@@ -83,7 +83,7 @@ def _find_pictures(path: Path) -> tuple[list[Picture], dict[Path, LeftOut]]:
     """The CT slices among the source files, pixels left in the file, and what was left out."""
     reader, found, skipped = HeaderReader(), [], {}
     for file in source_files(path):
-        said = "", frozenset()
+        said: tuple[str, frozenset[str]] = "", frozenset()
         try:
             with declared_damage():
                 header = reader.read(file)
@@ -91,7 +91,7 @@ def _find_pictures(path: Path) -> tuple[list[Picture], dict[Path, LeftOut]]:
                 kept, reason = pictures(header)
             found += kept
         except BadStudy as refusal:
-            reason = refusal.code
+            reason = Reason(refusal.code)
         if reason is not None:
             skipped[file] = LeftOut(reason, *said)
     return found, skipped
@@ -101,7 +101,7 @@ def _choose(
     found: list[Picture], skipped: Skipped, path: Path, reading: Reading, wanted: Wanted
 ) -> tuple[list[Picture], tuple[Flag, ...]]:
     """Pictures of one phase of the series: that of the file `path`, or of the folder's best series."""
-    series = defaultdict(list)
+    series: dict[str, list[Picture]] = defaultdict(list)
     for picture in found:
         series[text(picture.values, "SeriesInstanceUID")].append(picture)
     lost = lost_slices(found, skipped)

@@ -67,7 +67,7 @@ def slice_header(file: Path, frame: int, values: Values) -> SliceHeader:
         frame=frame,
         instance_uid=text(values, "SOPInstanceUID"),
         shape_HW=(rows, columns),
-        spacing_HW_mm=tuple(spacing_HW_mm),
+        spacing_HW_mm=(spacing_HW_mm[0], spacing_HW_mm[1]),
         direction_WH=direction_WH,
         position=np.array(numbers(values, "ImagePositionPatient", 3, Reason.BAD_AFFINE)),
         slope=slope,
@@ -77,8 +77,8 @@ def slice_header(file: Path, frame: int, values: Values) -> SliceHeader:
 
 def numbers(values: Values, keyword: str, count: int, reason: Reason) -> list[float]:
     """`count` finite numbers, or BadStudy with the reason."""
+    value: Any = values.get(keyword)
     try:
-        value = values.get(keyword)
         numbers = [float(v) for v in (value if count > 1 else [value])]
     except (TypeError, ValueError, OverflowError):
         numbers = []
