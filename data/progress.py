@@ -21,8 +21,8 @@ def progress(
 ) -> Iterator[Advance]:
     """A function to call when a step is done; shows done/total, rate and remaining time. `clock`: seconds."""
     if sys.stderr.isatty():
-        with _bar(what, total, clock) as advance:
-            yield advance
+        with _bar(what, total, clock) as bar:
+            yield bar
         return
     start = shown = clock()
     done = 0

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-
-import polars as pl
+from dataclasses import dataclass
 
 from ttepretrain.errors import BadDataError, most_bad
-
-SCHEMA = {"study_id": pl.String, "stage": pl.String, "code": pl.String, "detail": pl.String}
 
 
 @dataclass(frozen=True)
@@ -24,7 +20,7 @@ class Quarantined:
 
 
 class Quarantine:
-    """The refused among `num_studies`; more than max(10, max_bad_fraction of all) or than half of all are an error."""
+    """The refused of `num_studies`. An error: more than half of all, or more than max(10, max_bad_fraction of all)."""
 
     def __init__(self, num_studies: int, max_bad_fraction: float):
         self.num_studies = num_studies
@@ -43,8 +39,3 @@ class Quarantine:
 
     def counts(self) -> dict[str, int]:
         return dict(sorted(Counter(record.code for record in self.records).items()))
-
-    def frame(self) -> pl.DataFrame:
-        """Table `quarantine.parquet`, in an order that does not depend on who finished first."""
-        rows = [asdict(record) for record in self.records]
-        return pl.DataFrame(rows, schema=SCHEMA).sort(list(SCHEMA), nulls_last=True)

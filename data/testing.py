@@ -20,6 +20,8 @@ SPLITS = ("train", "train", "train", "tuning", "held_out")  # of subject 101, 10
 def load_module(path: Path) -> ModuleType:
     """The module in a file of the tests: they are no package, so nothing there can be imported."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

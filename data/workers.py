@@ -1,4 +1,4 @@
-"""The Ray side: one session per command, and a bounded parallel map that survives the death of workers.
+"""All of Ray: one session per command, and parallel maps that survive the death of workers.
 
 Nothing else imports Ray. Functions and items travel by pickle, so a function is module-level (or a partial of one) and
 results are small records; volumes go to disk, never through the object store.
@@ -11,12 +11,13 @@ import shutil
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data.progress import progress
 from ttepretrain.errors import IntegrityError, ResourceError
 from ttepretrain.lock import folder_lock
 
@@ -65,7 +66,7 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
     with _environment(variables), nullcontext() if cluster else _session_folder() as folder:
         import ray
 
-        local = {
+        local: dict[str, Any] = {
             "address": "local",
             "num_cpus": num_cpus or len(os.sched_getaffinity(0)),
             "num_gpus": 0,
@@ -140,6 +141,23 @@ def map_bounded(
     finally:
         for reference in running:
             ray.cancel(reference, force=True)
+
+
+def map_shards(function: Callable[[Any], Any], shards: Sequence[Any]) -> list[Any]:
+    """[function(shard) for shard in shards] over the workers, with progress; needs an open `ray_session`.
+
+    Raises ResourceError when one shard of the EHR keeps killing its workers.
+    """
+    results: list[Any] = [None] * len(shards)
+    with progress("labels", len(shards)) as advance:
+        for index, result in map_bounded(function, shards):
+            if isinstance(result, WorkerDied):
+                raise ResourceError(
+                    f"the worker of EHR shard {index} died twice, probably for lack of memory; lower prepare.num_cpus"
+                )
+            results[index] = result
+            advance()
+    return results
 
 
 def _apply(function: Callable[[Any], Any], item: Any) -> Any:

@@ -1,47 +1,43 @@
 """Studies and EHR to `prepared/`: survival labels, the volume cache, keys, and what became of every study.
 
-input.studies -> splits -> keys -+-> labels (one task per EHR shard) -+-> tables -> manifest
+input.studies -> splits -> keys -+-> labels (one task per EHR shard) -+-> tables -> summary -> manifest
                                  +-> volumes (one task per study)   --+
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from data.progress import progress
 from jobs.config import RunConfig, run_parser
+from jobs.inputs import Inputs, find_inputs, read_inputs
 from jobs.provenance import now, provenance
 from ttepretrain.config import dump_config, load_config, require
-from ttepretrain.errors import BadDataError, ConfigError, ResourceError, exit_with
+from ttepretrain.errors import ConfigError, exit_with
 from ttepretrain.files import TEMPORARY, replacing, sha256_of, write_json
 from ttepretrain.lock import folder_lock
+from ttepretrain.log import log
 
 if TYPE_CHECKING:  # they import polars, which is not needed to answer a typo
+    import polars as pl
+
     from data.given.study_table import StudyTable
     from data.labels.stage import LabelStage
+    from data.prepared.schema import Table
     from data.quarantine import Quarantine
     from data.volumes.prepare_study import PreparedVolume
 
 PACKAGES = ["ttepretrain", "numpy", "torch", "polars", "pyarrow", "blosc2", "nibabel", "pydicom", "ray"]
-
-
-@dataclass(frozen=True)
-class Inputs:
-    studies: Path
-    ehr: Path | None
-    ontology: Path | None
-    splits: Path | None
+ALWAYS = ("config.yaml", "keys.parquet", "quarantine.parquet", "salt")  # of the files that are written first
 
 
 def main(arguments: list[str]) -> None:
-    parser = run_parser("jobs.prepare", "Align studies with timelines: labels and the volume cache.")
-    parser.add_argument("--plan", action="store_true", help="only tell what the run would make and cost")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="of --plan: write its numbers")
-    parser.add_argument("--scans", type=int, default=8, metavar="N", help="of --plan: read so many scans (default 8)")
+    parser = run_parser("jobs.prepare", "Make survival labels and cached volumes from studies and health records.")
+    parser.add_argument("--plan", action="store_true", help="report what the run would make and cost, then stop")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="with --plan: write its numbers to this file")
+    parser.add_argument("--scans", type=int, default=8, metavar="N", help="with --plan: scans to try (default: 8)")
     parsed = parser.parse_intermixed_args(arguments)
     if parsed.json and not parsed.plan:
         parser.error("--json belongs to --plan")
@@ -53,36 +49,11 @@ def main(arguments: list[str]) -> None:
             raise ConfigError(f"--json: the folder {parsed.json.absolute().parent} does not exist")
         from jobs.plan.show import show_plan
 
-        show_plan(config, read_inputs(config, inputs)[0], inputs, parsed.scans, parsed.json, map_shards)
+        show_plan(config, inputs, parsed.scans, parsed.json)
         return
     folder = open_folder(config.prepared_folder)
     with folder_lock(folder):
         prepare(config, inputs, folder)
-
-
-def find_inputs(config: RunConfig) -> Inputs:
-    """Input paths, those of the run's own cohort when none is configured; raises ConfigError for one that is absent."""
-    given = config.input
-    studies, ehr = given.studies, given.ehr
-    if studies is None and ehr is None:
-        cohort = config.cohort_folder
-        studies, ehr = cohort / "studies.parquet", cohort / "ehr"
-        if not studies.is_file():
-            raise ConfigError(f"{cohort} holds no cohort; run jobs.cohort first, or set input.studies and input.ehr")
-    if studies is None:
-        raise ConfigError("input.studies is needed beside input.ehr; give the table of studies")
-    # absolute: on a cluster the workers run in another folder
-    paths = (Path(path).absolute() if path else None for path in (studies, ehr, given.ontology, given.splits))
-    inputs = Inputs(*paths)
-    if "labels" in config.prepare.stages and inputs.ehr is None:
-        raise ConfigError("input.ehr is needed by the labels stage; give its folder, or prepare.stages=[volumes]")
-    for key, path in (("studies", inputs.studies), ("splits", inputs.splits)):
-        if path is not None and not path.is_file():
-            raise ConfigError(f"input.{key}: {path} is not a file; give the path of a .parquet or .csv table")
-    for key, path in (("ehr", inputs.ehr), ("ontology", inputs.ontology)):
-        if path is not None and not path.is_dir():
-            raise ConfigError(f"input.{key}: {path} is not a folder; give the path of the data set's folder")
-    return inputs
 
 
 def open_folder(folder: Path) -> Path:
@@ -102,10 +73,10 @@ def open_folder(folder: Path) -> Path:
 def prepare(config: RunConfig, inputs: Inputs, folder: Path) -> None:
     """Fill the folder. Every file is written whole and manifest.json last: killed anywhere, it can be run again."""
     # polars, and what needs it: only now, so that a wrong key or path is answered at once
-    from data.labels.stage import make_labels
-    from data.parquet_files import write_parquet
+    from data.prepared import schema
+    from data.prepared.write import quarantine_table, write_prepared, write_table
     from data.quarantine import Quarantine
-    from data.subjects.keys import fitted_on, key_table, open_salt
+    from data.subjects.keys import key_table, open_salt
     from data.workers import ray_session
 
     settings = config.prepare
@@ -119,62 +90,43 @@ def prepare(config: RunConfig, inputs: Inputs, folder: Path) -> None:
 
     studies, split_origins = read_inputs(config, inputs)
     keys = key_table(salt, studies.frame)
-    write_parquet(keys, folder / "keys.parquet", mode=0o600)
+    write_table(folder, schema.KEYS, keys)
     quarantine = Quarantine(studies.num_studies, settings.max_bad_fraction)
     labels = volumes = None
     try:
         quarantine.extend(studies.refused)
         with ray_session(settings.num_cpus):
             if "labels" in settings.stages:
-                fit = fitted_on(salt, keys.filter(split="train")["subject_id"])
-                labels = make_labels(folder, inputs.ehr, inputs.ontology, studies.frame, config.ehr, fit, map_shards)
-                say(f"labels of {labels.labels.height} studies" + (", as they were" if labels.reused else ""))
+                labels = prepare_labels(config, inputs, folder, studies, salt)
             if "volumes" in settings.stages:
-                volumes = prepare_volumes(
-                    config, studies, inputs.studies.parent, folder.absolute() / "volumes", quarantine
-                )
+                volumes = prepare_volumes(config, inputs, folder, studies, quarantine)
     finally:
-        write_parquet(quarantine.frame(), folder / "quarantine.parquet")
-    summary = write_outputs(config, folder, studies, split_origins, keys, labels, volumes, quarantine)
+        write_table(folder, schema.QUARANTINE, quarantine_table(quarantine.records))
+
+    tables = output_tables(studies, keys, labels, volumes)
+    summary = summarise(config, studies, split_origins, quarantine, labels, tables)
+    files = [*ALWAYS, *(labels.files if labels else ())]
+    write_prepared(folder, tables, files, config.volume.resolve(), summary)
     origin["inputs"] = {"table": sha256_of(inputs.studies)} | (labels.inputs if labels else {})
     write_json(folder / "provenance.json", origin | {"finished": now()})
-    say("ready: " + ", ".join(f"{split} {count}" for split, count in summary["splits"]["ready"].items()))
+    print("ready: " + ", ".join(f"{split} {count}" for split, count in summary["splits"]["ready"].items()))
 
 
-def read_inputs(config: RunConfig, inputs: Inputs) -> tuple[StudyTable, dict[str, int]]:
-    """Studies with their splits, and how many subjects' splits came from where."""
-    from data.given.study_table import read_studies
-    from data.subjects.splits import assign_splits, read_splits
+def prepare_labels(config: RunConfig, inputs: Inputs, folder: Path, studies: StudyTable, salt: bytes) -> LabelStage:
+    """The label files of the folder, made or reused."""
+    from data.labels.stage import make_labels
+    from data.subjects.keys import fitted_on
+    from data.workers import map_shards
 
-    table = read_studies(inputs.studies, config.ehr.date_only, config.ehr.timezone, config.input.keep_rsna)
-    own = inputs.ehr / "metadata" / "subject_splits.parquet" if inputs.ehr else None
-    frame, origins = assign_splits(
-        table.frame,
-        read_splits(inputs.splits, "input.splits") if inputs.splits else None,
-        read_splits(own, "input.ehr") if own and own.is_file() else None,
-        config.prepare.split_seed,
-    )
-    return replace(table, frame=frame), origins
-
-
-def map_shards(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-    """[function(item) for item in items] over the workers; raises ResourceError when one item keeps killing them."""
-    from data.workers import WorkerDied, map_bounded
-
-    results = [None] * len(items)
-    with progress("labels", len(items)) as advance:
-        for index, result in map_bounded(function, items):
-            if isinstance(result, WorkerDied):
-                raise ResourceError(
-                    f"the worker of EHR shard {index} died twice, probably for lack of memory; lower prepare.num_cpus"
-                )
-            results[index] = result
-            advance()
-    return results
+    assert inputs.ehr is not None, "find_inputs asks for it"
+    fit = fitted_on(salt, studies.frame.filter(split="train")["subject_id"])
+    labels = make_labels(folder, inputs.ehr, inputs.ontology, studies.frame, config.ehr, fit, map_shards)
+    log.info("labels of %d studies%s", labels.labels.height, ", reused" if labels.reused else "")
+    return labels
 
 
 def prepare_volumes(
-    config: RunConfig, studies: StudyTable, root: Path, cache: Path, quarantine: Quarantine
+    config: RunConfig, inputs: Inputs, folder: Path, studies: StudyTable, quarantine: Quarantine
 ) -> list[PreparedVolume]:
     """Cached volume of every study with an image that is not refused; the refused go to `quarantine`."""
     from data.quarantine import Quarantined
@@ -183,7 +135,11 @@ def prepare_volumes(
 
     images, volumes = studies.images, []
     work = partial(
-        prepare_study, root=root, cache=cache, spec=config.volume.resolve(), trust_mtime=config.prepare.trust_mtime
+        prepare_study,
+        root=inputs.studies.parent,
+        cache=folder.absolute() / "volumes",
+        spec=config.volume.resolve(),
+        trust_mtime=config.prepare.trust_mtime,
     )
     with progress("volumes", len(images)) as advance:
         for index, result in map_bounded(work, images):
@@ -196,51 +152,52 @@ def prepare_volumes(
                 quarantine.extend([result])
             advance()
     reused = sum(volume.reused for volume in volumes)
-    say(f"volumes of {len(volumes)} studies, {reused} from the cache; {len(quarantine.records)} bad studies")
+    bad = len(quarantine.records)
+    log.info("volumes of %d studies, %d from the cache; %d bad studies", len(volumes), reused, bad)
     return volumes
 
 
-def write_outputs(
+def output_tables(
+    studies: StudyTable, keys: pl.DataFrame, labels: LabelStage | None, volumes: list[PreparedVolume] | None
+) -> dict[Table, pl.DataFrame]:
+    """The tables that join what the stages made; raises LeakageError for one scan in two splits."""
+    from data.prepared import schema
+    from data.prepared.write import covariate_table, duplicates, volume_table
+    from data.volumes.acquisition_times import acquisition_times
+
+    tables = {}
+    if volumes is not None:
+        tables[schema.VOLUMES] = volume_table(volumes, duplicates(volumes, keys))
+        tables[schema.ACQUISITION_TIMES] = acquisition_times(studies.frame, volumes)
+    if labels is not None:
+        tables[schema.COVARIATES] = covariate_table(labels.covariates, studies, volumes or [])
+    return tables
+
+
+def summarise(
     config: RunConfig,
-    folder: Path,
     studies: StudyTable,
     split_origins: dict[str, int],
-    keys: Any,
-    labels: LabelStage | None,
-    volumes: list[PreparedVolume] | None,
     quarantine: Quarantine,
+    labels: LabelStage | None,
+    tables: dict[Table, pl.DataFrame],
 ) -> dict:
-    """Tables, summary and manifest of what the stages made; returns the summary."""
-    from data.parquet_files import write_parquet
-    from data.prepared import write as prepared
-    from data.volumes import acquisition_times
+    """Content of summary.json. Warns where the images' times contradict the study table's."""
+    from data.prepared import schema
+    from data.prepared.write import study_counts, volume_counts
+    from data.volumes.acquisition_times import time_audit, warning
 
-    names = ["config.yaml", "keys.parquet", "quarantine.parquet", "salt", "summary.json"]
-    table = None
-    if volumes is not None:
-        table = prepared.volume_table(volumes, prepared.duplicates(volumes, keys))
-        write_parquet(table, folder / "volumes.parquet")
-        times = acquisition_times.acquisition_times(studies.frame, volumes)
-        write_parquet(times, folder / "acquisition_times.parquet")
-        names += ["volumes.parquet", "acquisition_times.parquet"]
+    volumes = tables.get(schema.VOLUMES)
+    made = [table for table in (labels.labels if labels else None, volumes) if table is not None]
+    summary = study_counts(studies, split_origins, quarantine.counts(), made)
     if labels is not None:
-        covariates = prepared.covariate_table(labels.covariates, studies, volumes or [])
-        write_parquet(covariates, folder / "covariates.parquet")
-        names += ["covariates.parquet", *labels.files]
-    summary = prepared.summarise(studies, split_origins, labels, table, quarantine)
+        summary["labels"] = labels.counts
     if volumes is not None:
-        summary["acquisition_times"] = acquisition_times.time_audit(times, config.ehr.blackout_days)
-        if doubt := acquisition_times.warning(summary["acquisition_times"]):
-            say(f"warning: {doubt}")
-    write_json(folder / "summary.json", summary)
-    if not any(summary["splits"]["ready"].values()):
-        raise BadDataError("no study is left with what the stages need; summary.json and quarantine.parquet say why")
-    prepared.write_manifest(folder, names, table, config.volume.resolve())
+        summary["volumes"] = volume_counts(volumes)
+        summary["acquisition_times"] = time_audit(tables[schema.ACQUISITION_TIMES], config.ehr.blackout_days)
+        if doubt := warning(summary["acquisition_times"]):
+            log.warning("%s", doubt)
     return summary
-
-
-def say(message: str) -> None:
-    print(message, flush=True)
 
 
 if __name__ == "__main__":

@@ -10,15 +10,16 @@ import polars as pl
 
 from data.labels.meds_labels import write_meds_labels
 from data.labels.task_figure import draw_tasks
-from data.parquet_files import write_parquet
+from data.prepared import schema
+from data.prepared.write import write_table
 from ttepretrain.files import replacing, write_atomic
 from ttepretrain.tasks import TaskSet
 
 if TYPE_CHECKING:  # it imports what only the pass over the records needs
     from ehr.build import LabelResult
 
-COVARIATES = "stages/covariates.parquet"  # the EHR's half of covariates.parquet
-ALWAYS = ("tasks.json", "tasks.csv", "labels.parquet", "phenotypes.parquet", COVARIATES)
+COVARIATES = schema.EHR_HALF.name
+ALWAYS = ("tasks.json", "tasks.csv", schema.LABELS.name, schema.PHENOTYPES.name, COVARIATES)
 PICTURE = "tasks.png"  # where matplotlib is installed
 CSV_COLUMNS = ("code", "description", "prevalence", "score", "events", "patients", "rate_per_day")
 
@@ -31,13 +32,13 @@ def write_label_files(folder: Path, result: LabelResult, phenotypes: pl.DataFram
     (folder / COVARIATES).parent.mkdir(exist_ok=True)
     with ThreadPoolExecutor(2) as beside:  # pyarrow takes most of the time, and lets the other files be made meanwhile
         tables = [
-            beside.submit(write_parquet, table.sort("study_id", maintain_order=True), folder / name)
-            for table, name in ((result.covariates, COVARIATES), (result.labels, "labels.parquet"))
+            beside.submit(write_table, folder, kind, table.sort("study_id", maintain_order=True))
+            for kind, table in ((schema.EHR_HALF, result.covariates), (schema.LABELS, result.labels))
         ]
         with replacing(folder / "tasks.json") as temporary:
             result.tasks.save(temporary)
         write_atomic(folder / "tasks.csv", task_csv(result.tasks))
-        write_parquet(phenotypes.sort("study_id", maintain_order=True), folder / "phenotypes.parquet")
+        write_table(folder, schema.PHENOTYPES, phenotypes.sort("study_id", maintain_order=True))
         names = [*ALWAYS, *write_meds_labels(folder, phenotypes, studies)]
         picture = draw_tasks(result.tasks, result.event_times, frozen="frozen" in result.counts["tasks"])
         (folder / PICTURE).unlink(missing_ok=True)

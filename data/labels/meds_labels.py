@@ -11,6 +11,7 @@ from pathlib import Path
 import polars as pl
 
 from data.parquet_files import write_parquet
+from data.prepared.schema import MEDS_LABELS
 
 FOLDER = "labels_meds"
 
@@ -34,5 +35,5 @@ def write_meds_labels(folder: Path, phenotypes: pl.DataFrame, studies: pl.DataFr
         stem = "diagnosis" if horizon is None else f"{str(horizon).removesuffix('.0')}d"
         names.append(f"{FOLDER}/{phenotype}/{stem}.parquet")
         (folder / FOLDER / phenotype).mkdir(parents=True, exist_ok=True)
-        write_parquet(part.drop_nulls("boolean_value"), folder / names[-1])
+        write_parquet(part.drop_nulls("boolean_value"), folder / names[-1], check=MEDS_LABELS.check)
     return sorted(names)

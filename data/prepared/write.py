@@ -1,48 +1,78 @@
-"""The tables of `prepared/` that join studies, labels and volumes, and its manifest."""
+"""Writes `prepared/`: its tables, checked against the schema, its summary and its manifest."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
 from data.given.study_table import StudyTable
-from data.labels.stage import LabelStage
-from data.quarantine import Quarantine
+from data.parquet_files import write_parquet
+from data.prepared import schema
+from data.quarantine import Quarantined
 from data.volumes.prepare_study import PreparedVolume
-from ttepretrain.errors import LeakageError
+from ttepretrain.errors import BadDataError, LeakageError
 from ttepretrain.files import sha256_of, write_json
 from ttepretrain.splits import SPLITS
 from ttepretrain.volume.spec import VolumeSpec
 
-SCHEMA_VERSION = 1
+SUMMARY = "summary.json"
 DUPLICATE = "DUPLICATE_CONTENT"
+OF_SCANNER = ("study_id", "manufacturer", "kernel", "kvp", "contrast", "source_spacing_mm")  # of covariates.parquet
 
-VOLUMES = pl.Schema(
-    {
-        "study_id": pl.String,
-        "path": pl.String,  # relative to prepared/
-        "shape": pl.List(pl.Int32),  # D H W
-        "spacing_mm": pl.List(pl.Float64),  # D H W
-        "affine": pl.List(pl.Float64),  # 16, row by row: index (D, H, W, 1) -> RAS+ mm
-        "flags": pl.List(pl.String),
-        "source_hash": pl.String,
-        "content_key": pl.String,
-        "checksum": pl.String,  # sha256 of the file
-    }
-)
-ACQUISITION = pl.Schema(
-    {
-        "study_id": pl.String,
-        "manufacturer": pl.String,
-        "kernel": pl.String,
-        "kvp": pl.Float64,
-        "contrast": pl.Boolean,
-        "source_spacing_mm": pl.List(pl.Float64),  # D H W
-    }
-)
+
+def write_prepared(
+    folder: Path,
+    tables: Mapping[schema.Table, pl.DataFrame],
+    files: Iterable[str],
+    spec: VolumeSpec,
+    summary: dict | None = None,
+) -> None:
+    """Write the tables, summary.json and, last, manifest.json, which makes the folder a prepared one.
+
+    files: names of files that lie in the folder already and belong to it, such as tasks.json. Raises IntegrityError
+    for a table that is not as the schema says, BadDataError when the summary counts no study that is ready.
+    """
+    for table, frame in tables.items():
+        write_table(folder, table, frame)
+    names = {*files, *(table.name for table in tables)}
+    if summary is not None:
+        write_json(folder / SUMMARY, summary)
+        names.add(SUMMARY)
+        if not any(summary["splits"]["ready"].values()):
+            raise BadDataError(
+                "no study is left with what the stages need; summary.json and quarantine.parquet say why"
+            )
+    write_manifest(folder, names, tables.get(schema.VOLUMES), spec)
+
+
+def write_table(folder: Path, table: schema.Table, frame: pl.DataFrame) -> None:
+    """Write a table of `prepared/`; raises IntegrityError where it is not as the schema says."""
+    write_parquet(frame, folder / table.name, table.mode, table.check)
+
+
+def write_manifest(folder: Path, names: Iterable[str], volumes: pl.DataFrame | None, spec: VolumeSpec) -> None:
+    """Write manifest.json: checksum and size of the named files and of the volumes, and the grid of the volumes.
+
+    provenance.json is not in it: two runs on the same input differ in nothing else.
+    """
+    checksums = {name: sha256_of(folder / name) for name in names}
+    if volumes is not None:
+        checksums |= dict(volumes.select("path", "checksum").iter_rows())
+    for name in checksums:
+        schema.file_of(name)
+    files = {name: {"sha256": sha, "bytes": (folder / name).stat().st_size} for name, sha in sorted(checksums.items())}
+    document = {"schema_version": schema.SCHEMA_VERSION, "volume_spec": spec.to_json(), "files": files}
+    write_json(folder / "manifest.json", document)
+
+
+def frame_of(table: schema.Table, rows: Iterable[dict[str, Any]]) -> pl.DataFrame:
+    """Rows by column name as a frame of the table's types."""
+    return pl.DataFrame(list(rows), schema=pl.Schema(table.schema), orient="row")
 
 
 def duplicates(volumes: Sequence[PreparedVolume], keys: pl.DataFrame) -> set[str]:
@@ -65,7 +95,7 @@ def duplicates(volumes: Sequence[PreparedVolume], keys: pl.DataFrame) -> set[str
 
 def volume_table(volumes: Iterable[PreparedVolume], duplicate: set[str]) -> pl.DataFrame:
     """Table `volumes.parquet`."""
-    rows = [
+    rows = (
         {
             "study_id": volume.study_id,
             "path": f"volumes/{volume.content_key}.b2nd",
@@ -78,8 +108,8 @@ def volume_table(volumes: Iterable[PreparedVolume], duplicate: set[str]) -> pl.D
             "checksum": volume.checksum,
         }
         for volume in volumes
-    ]
-    return pl.DataFrame(rows, schema=VOLUMES).sort("study_id")
+    )
+    return frame_of(schema.VOLUMES, rows).sort("study_id")
 
 
 def covariate_table(of_ehr: pl.DataFrame, studies: StudyTable, volumes: Iterable[PreparedVolume]) -> pl.DataFrame:
@@ -87,37 +117,41 @@ def covariate_table(of_ehr: pl.DataFrame, studies: StudyTable, volumes: Iterable
 
     A carried column whose name is taken gets the prefix `table_`.
     """
+    types = pl.Schema(schema.COVARIATES.schema)
     scanner = pl.DataFrame(
         [
-            {name: volume.record.acquisition.get(name) for name in ACQUISITION}
+            {name: volume.record.acquisition.get(name) for name in OF_SCANNER}
             | {"study_id": volume.study_id, "source_spacing_mm": volume.record.source_spacing_mm}
             for volume in volumes
         ],
-        schema=ACQUISITION,
+        schema={name: types[name] for name in OF_SCANNER},
     )
     hour = pl.when(~pl.col("date_only")).then(pl.col("study_time").dt.hour()).alias("scan_hour")
-    taken = {*of_ehr.columns, *ACQUISITION, "scan_hour"}
+    taken = set(schema.COVARIATES.names)
     carried = [pl.col(name).alias(f"table_{name}" if name in taken else name) for name in studies.carried]
     table = of_ehr.join(scanner, on="study_id", how="left")
     table = table.join(studies.frame.select("study_id", hour, *carried), on="study_id", how="left")
-    first = ["study_id", "age_years", "sex", *list(ACQUISITION)[1:], "scan_hour", "past_codes"]
+    first = schema.COVARIATES.names
     return table.select(*first, pl.exclude(first)).sort("study_id")
 
 
-def summarise(
-    studies: StudyTable,
-    split_origins: dict[str, int],
-    labels: LabelStage | None,
-    volumes: pl.DataFrame | None,
-    quarantine: Quarantine,
+def quarantine_table(records: Iterable[Quarantined]) -> pl.DataFrame:
+    """Table `quarantine.parquet`, in an order that does not depend on who finished first."""
+    return frame_of(schema.QUARANTINE, map(asdict, records)).sort(schema.QUARANTINE.names, nulls_last=True)
+
+
+def study_counts(
+    studies: StudyTable, split_origins: dict[str, int], bad: dict[str, int], made: Iterable[pl.DataFrame]
 ) -> dict:
-    """Content of `summary.json`: what became of every study. A function of the input, not of what was reused."""
+    """First part of `summary.json`: what became of every study. A function of the input, not of what was reused.
+
+    bad: studies in quarantine, by reason code. made: a table of every stage; a study in all of them is ready.
+    """
     frame = studies.frame
     ready = frame
-    for part in (labels.labels if labels else None, volumes):
-        if part is not None:
-            ready = ready.join(part, on="study_id", how="semi")
-    summary = {
+    for table in made:
+        ready = ready.join(table, on="study_id", how="semi")
+    return {
         "studies": {
             "rows": studies.num_rows,
             "repeated_rows": studies.num_repeated,
@@ -126,28 +160,15 @@ def summarise(
             **({"inspect": studies.inspect} if studies.inspect else {}),
         },
         "splits": {"subjects_from": split_origins, "studies": _by_split(frame), "ready": _by_split(ready)},
-        "quarantine": quarantine.counts(),
+        "quarantine": bad,
     }
-    if labels is not None:
-        summary["labels"] = labels.counts
-    if volumes is not None:
-        flags = Counter(volumes["flags"].explode().drop_nulls())
-        summary["volumes"] = {"studies": volumes.height, "flags": dict(sorted(flags.items()))}
-    return summary
+
+
+def volume_counts(volumes: pl.DataFrame) -> dict:
+    """Part `volumes` of `summary.json`."""
+    flags = Counter(volumes["flags"].explode().drop_nulls())
+    return {"studies": volumes.height, "flags": dict(sorted(flags.items()))}
 
 
 def _by_split(studies: pl.DataFrame) -> dict[str, int]:
     return {split: studies.filter(split=split).height for split in SPLITS}
-
-
-def write_manifest(folder: Path, names: Iterable[str], volumes: pl.DataFrame | None, spec: VolumeSpec) -> None:
-    """manifest.json, written last: checksum and size of every file, volumes included, and the grid of the volumes.
-
-    provenance.json is left out: it alone differs between two runs on the same input.
-    """
-    checksums = {name: sha256_of(folder / name) for name in names}
-    if volumes is not None:
-        checksums |= dict(volumes.select("path", "checksum").iter_rows())
-    files = {name: {"sha256": sha, "bytes": (folder / name).stat().st_size} for name, sha in sorted(checksums.items())}
-    document = {"schema_version": SCHEMA_VERSION, "volume_spec": spec.to_json(), "files": files}
-    write_json(folder / "manifest.json", document)

@@ -1,8 +1,10 @@
-"""What `jobs.prepare --plan` tells: the numbers without small cells, and lines of them for a person."""
+"""The plan as it may be shown: numbers without small cells, and a table of them for a person."""
 
 from __future__ import annotations
 
-from jobs.report.tables import MIN_CELL
+from collections.abc import Mapping
+
+from jobs.small_cells import count_text, hide_small, is_small, may_show
 from ttepretrain.splits import SPLITS
 
 LEFT_OUT = {
@@ -12,61 +14,88 @@ LEFT_OUT = {
 }
 
 
-def publishable(document: dict) -> dict:
-    """The document without counts of fewer than MIN_CELL people: None, or added to the next larger one."""
-    told = dict(document)
-    for name in ("rows", "splits", "images"):
-        if name in told:
-            told[name] = _merged(told[name])
-    if "labels" in told:
-        labels = dict(told["labels"])
-        left_out = {LEFT_OUT[code]: count for code, count in labels.pop("left_out").items()}
-        labels["phenotypes"] = [_without_small(row, labels["labelled"]) for row in labels["phenotypes"]]
-        labels["studies"] = _merged(labels.pop("labelled") | left_out)
-        del told["splits"]  # their differences to the labelled ones are small
-        told["labels"] = labels
-    return told
+def publishable(document: dict, least: int) -> dict:
+    """The numbers of `measure` without counts of fewer than `least` people.
+
+    Rows are divided first, then the usable ones: by what becomes of them, and by their images. Where few rows are not
+    usable, they stay a part of each division: the total of one would otherwise give them away.
+    """
+    shown = dict(document)
+    rows = document["rows"]
+    beside = {name: rows[name] for cell in hide_small(rows, least) if "usable" in cell.names for name in cell.names}
+    beside.pop("usable", None)
+    shown["rows"] = _cells(rows, least)
+    for name in ("splits", "images"):
+        if name in shown:
+            shown[name] = _cells(shown[name] | beside, least)
+    if "labels" in shown:
+        del shown["splits"]  # the differences to the labelled studies may be small
+        shown["labels"] = _publishable_labels(document["labels"], beside, least)
+    if "volumes" in shown:
+        shown["volumes"] = _rounded_up(document["volumes"], least)
+    return shown
 
 
-def _merged(parts: dict[str, int]) -> dict[str, int | None]:
-    """Counts that add up to a known total: small ones stand with the largest, or together where they are not small."""
-    kept = {name: count for name, count in parts.items() if count}
-    small = [name for name, count in kept.items() if count < MIN_CELL]
-    if small and sum(kept[name] for name in small) < MIN_CELL:
-        small = list(dict.fromkeys([max(kept, key=kept.get), *small]))
-    merged = {" with ".join(small): sum(map(kept.pop, small))} if small else {}
-    return {name: count if count >= MIN_CELL else None for name, count in (merged | kept).items()}
+def _publishable_labels(labels: dict, beside: dict[str, int], least: int) -> dict:
+    shown = dict(labels)
+    labelled = shown.pop("labelled")
+    left_out = {LEFT_OUT[code]: count for code, count in shown.pop("left_out").items()}
+    shown["studies"] = _cells(labelled | left_out | beside, least)
+    shown["phenotypes"] = [_without_small(row, labelled, least) for row in labels["phenotypes"]]
+    total = sum(labelled.values())
+    followed = round(labels["followed_over_a_year"] * total)
+    # two digits: more would give away the exact number of studies
+    shown["followed_over_a_year"] = round(followed / total, 2) if may_show(followed, total, least) else None
+    if is_small(total, least):
+        shown["follow_up_days"] = None
+    return shown
 
 
-def _without_small(answers: dict, labelled: dict[str, int]) -> dict:
-    """Positives, and the known answers as a share: their number would tell how many studies are left out."""
-    told = dict(answers)
+def _cells(parts: Mapping[str, int], least: int) -> dict[str, int | None]:
+    return {" with ".join(cell.names): cell.count for cell in hide_small(parts, least)}
+
+
+def _without_small(answers: dict, labelled: dict[str, int], least: int) -> dict:
+    """Positives, and the known answers as a share: their exact number would give away how many are unknown."""
+    shown = dict(answers)
     for split, studies in labelled.items():
         known, positive = (answers[split][name] for name in ("known", "positive"))
-        tells = any(0 < count < MIN_CELL for count in (positive, known - positive))
-        share = round(known / studies, 2) if studies >= MIN_CELL else None
-        told[split] = {"positive": None if tells else positive, "known_share": share}
-    return told
+        tells_known = studies < least or not may_show(known, studies, least)
+        shown[split] = {
+            "positive": positive if may_show(positive, known, least) else None,
+            "known_share": None if tells_known else round(known / studies, 2),
+        }
+    return shown
 
 
-def table(told: dict) -> list[str]:
+def _rounded_up(volumes: dict, least: int) -> dict:
+    """For the next multiple of `least` images: their exact number would give away how many studies have none."""
+    images = -(-volumes["images"] // least) * least
+    scale = images / volumes["images"]
+    scaled = {"hours": volumes["hours"] * scale, "bytes": round(volumes["bytes"] * scale)}
+    return volumes | {"images": images} | scaled
+
+
+def table(shown: dict, least: int) -> list[str]:
     """Lines for a person."""
-    lines = [_line("rows", _counts(told["rows"]))]
-    if "splits" in told:
-        lines.append(_line("splits", _counts(told["splits"])))
-    if "labels" in told:
-        lines += _label_lines(told["labels"])
-    if "volumes" in told:
-        lines += [_line("images", _counts(told["images"])), *_volume_lines(told["volumes"])]
-    needed, free = (size_text(told["disk"][key]) for key in ("needed_bytes", "free_bytes"))
-    return [*lines, _line("disk", f"{needed} needed at once, {free} free")]
+    lines = [_line("rows", _counts(shown["rows"], least))]
+    if "splits" in shown:
+        lines.append(_line("splits", _counts(shown["splits"], least)))
+    if "labels" in shown:
+        lines += _label_lines(shown["labels"], least)
+    if "volumes" in shown:
+        lines += [_line("images", _counts(shown["images"], least)), *_volume_lines(shown["volumes"])]
+    needed, free = (size_text(shown["disk"][key]) for key in ("needed_bytes", "free_bytes"))
+    return [*lines, _line("disk", f"{needed} at its peak, {free} free")]
 
 
-def _label_lines(labels: dict) -> list[str]:
+def _label_lines(labels: dict, least: int) -> list[str]:
     days, events = (_quartiles(labels[name]) for name in ("follow_up_days", "train_events_per_task"))
+    share = labels["followed_over_a_year"]
+    over_a_year = "" if share is None else f", {share:.0%} more than a year"
     lines = [
-        _line("studies", _counts(labels["studies"])),
-        _line("follow-up", f"{days} days (quartiles), {labels['followed_over_a_year']:.0%} more than a year"),
+        _line("studies", _counts(labels["studies"], least)),
+        _line("follow-up", f"{days} days (quartiles){over_a_year}"),
         _line("tasks", f"{labels['tasks']:,} of {events} train events (quartiles); {labels['events']:,} events in all"),
         _line("labels", f"{_duration(labels['seconds'])}, {size_text(labels['bytes'])}"),
         f"{'positive answers':42}" + "".join(f"{split:>18}" for split in SPLITS),
@@ -74,7 +103,7 @@ def _label_lines(labels: dict) -> list[str]:
     for row in labels["phenotypes"]:
         horizon = f"{row['horizon_days']:g} d" if row["horizon_days"] is not None else "to event"
         horizon = "" if row["kind"] == "diagnosis" else horizon
-        cells = (_told(row[split]["positive"]) + _known(row[split]["known_share"]) for split in SPLITS)
+        cells = (count_text(row[split]["positive"], least) + _known(row[split]["known_share"]) for split in SPLITS)
         lines.append(f"  {row['phenotype'][:30]:30}{horizon:>10}" + "".join(f"{cell:>18}" for cell in cells))
     return lines
 
@@ -99,8 +128,8 @@ def _spread(values: dict[str, float], unit: float, name: str) -> str:
     return f"{mean:.2f} {name} ({lowest:.2f} to {highest:.2f})"
 
 
-def _quartiles(values: dict[str, float]) -> str:
-    return " / ".join(f"{value:,.0f}" for value in values.values())
+def _quartiles(values: dict[str, float] | None) -> str:
+    return "too few studies to show" if values is None else " / ".join(f"{value:,.0f}" for value in values.values())
 
 
 def _duration(seconds: float) -> str:
@@ -111,12 +140,8 @@ def size_text(num_bytes: int) -> str:
     return f"{num_bytes / 2**30:,.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.1f} MiB"
 
 
-def _counts(parts: dict[str, int | None]) -> str:
-    return ", ".join(f"{name} {_told(count)}" for name, count in parts.items())
-
-
-def _told(count: int | None) -> str:
-    return f"< {MIN_CELL}" if count is None else f"{count:,}"
+def _counts(parts: dict[str, int | None], least: int) -> str:
+    return ", ".join(f"{name} {count_text(count, least)}" for name, count in parts.items())
 
 
 def _line(title: str, text: str) -> str:

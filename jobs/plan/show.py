@@ -1,8 +1,8 @@
-"""`jobs.prepare --plan`: what a run would make and cost, told before anything is spent.
+"""`jobs.prepare --plan`: reports what a run would make and cost, before anything is spent.
 
-study table ------------------> rows, images that are not there
-labels, really made, passing -> studies, follow-up, tasks, events, answers          -> table, JSON; exit 5: no room
-a few scans, really read -----> hours and bytes of all of them
+study table ------------------> rows, images that are missing
+labels, made and discarded ---> studies, follow-up, tasks, events, answers    -> table, JSON; exit 5 without room
+a few scans, prepared --------> hours and bytes of all of them
 """
 
 from __future__ import annotations
@@ -13,43 +13,54 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from data.given.study_table import StudyTable
-from data.labels.overview import absent_images, label_plan, sample, try_study, volume_plan
-from data.labels.stage import MapShards, make_labels
-from data.parquet_files import write_parquet
+from data.labels.overview import label_plan
+from data.labels.stage import make_labels
+from data.prepared import schema
+from data.prepared.write import write_table
 from data.quarantine import Quarantine
 from data.subjects.keys import fitted_on, key_table, open_salt
-from data.workers import WorkerDied, map_bounded, num_workers, ray_session
+from data.workers import WorkerDied, map_bounded, map_shards, num_workers, ray_session
 from jobs.config import RunConfig
+from jobs.inputs import Inputs, read_inputs
 from jobs.plan.plan_table import publishable, size_text, table
+from jobs.plan.trial import absent_images, sample, try_study, volume_plan
 from ttepretrain.errors import ConfigError, ResourceError
 from ttepretrain.files import write_json
 from ttepretrain.lock import folder_lock
 from ttepretrain.splits import SPLITS
-
-if TYPE_CHECKING:
-    from jobs.prepare import Inputs
+from ttepretrain.tasks import TaskSet
 
 
-def show_plan(
-    config: RunConfig, studies: StudyTable, inputs: Inputs, scans: int, json_file: Path | None, map_shards: MapShards
-) -> None:
+def show_plan(config: RunConfig, inputs: Inputs, scans: int, json_file: Path | None) -> None:
     """Print the table, write the JSON. Raises ResourceError when the disk is short."""
+    studies, _ = read_inputs(config, inputs)
     with _passing(config.folder / ".plan") as work:
-        document = measure(config, studies, inputs, work, scans, map_shards)
-    disk = disk_plan(document, config.prepared_folder)
-    told = publishable(document) | {"disk": disk}
-    print("\n".join(table(told)), flush=True)
+        document = measure(config, studies, inputs, work, scans)
+        least = least_count(config.ehr.min_patients, work, config.prepared_folder)
+    shown = publishable(document, least)
+    # of what is shown: the exact bytes would give away the exact number of images
+    disk = disk_plan(shown, config.prepared_folder)
+    shown |= {"disk": disk}
+    print("\n".join(table(shown, least)), flush=True)
     if json_file:
-        write_json(json_file, told)
+        write_json(json_file, shown)
     require_room(disk, config.prepared_folder)
+
+
+def least_count(configured: int, *folders: Path) -> int:
+    """The smallest count to show: the configured one, or that of the task sets in the folders where it is larger."""
+    made = [TaskSet.load(path) for folder in folders if (path := folder / "tasks.json").is_file()]
+    return max([configured, *(tasks.least_patients(configured) for tasks in made)])
 
 
 @contextmanager
 def _passing(folder: Path) -> Iterator[Path]:
-    """An empty folder inside `folder`, which is closed to others, on the file system of the outputs; both go."""
+    """An empty folder in `folder`, which only its owner may open. Both are removed after the block.
+
+    It is on the file system of the outputs, which must have room for it.
+    """
     made = [path for path in folder.parents if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -69,10 +80,8 @@ def _passing(folder: Path) -> Iterator[Path]:
                     path.rmdir()
 
 
-def measure(
-    config: RunConfig, studies: StudyTable, inputs: Inputs, work: Path, scans: int, map_shards: MapShards
-) -> dict:
-    """The real numbers. work: an empty folder that all workers see; as many as `scans` scans are read."""
+def measure(config: RunConfig, studies: StudyTable, inputs: Inputs, work: Path, scans: int) -> dict:
+    """The exact numbers. work: an empty folder that all workers see. scans: at most so many are tried."""
     frame, images, stages = studies.frame, studies.images, config.prepare.stages
     root = inputs.studies.parent
     document = {
@@ -81,12 +90,13 @@ def measure(
     }
     with ray_session(config.prepare.num_cpus):
         if "labels" in stages:
+            assert inputs.ehr is not None, "find_inputs asks for it"
             fit = _fit(config, studies, work)
             start = time.perf_counter()
             stage = make_labels(work, inputs.ehr, inputs.ontology, frame, config.ehr, fit, map_shards)
             document["labels"] = label_plan(stage) | {"seconds": time.perf_counter() - start}
         if "volumes" in stages and images:
-            absent = absent_images(frame, root)
+            absent = absent_images(images, root)
             without = {"no image": frame.height - len(images)} | absent
             document["images"] = {"found": frame.height - sum(without.values())} | without
             (work / "volumes").mkdir()
@@ -108,17 +118,17 @@ def _refused(studies: StudyTable) -> dict[str, int]:
 
 
 def _fit(config: RunConfig, studies: StudyTable, work: Path) -> dict:
-    """What a run's tasks would say of their subjects; its keys are in `work`, as frozen tasks are checked by them."""
+    """The subjects that the run's tasks would be fitted on. Leaves keys in `work`: frozen tasks are checked by them."""
     of_run = config.prepared_folder / "salt"
     given = config.prepare.salt_file or (of_run if of_run.is_file() else None)
     salt = open_salt(work, Path(given) if given else None)
     keys = key_table(salt, studies.frame)
-    write_parquet(keys, work / "keys.parquet", mode=0o600)
+    write_table(work, schema.KEYS, keys)
     return fitted_on(salt, keys.filter(split="train")["subject_id"])
 
 
 def disk_plan(document: dict, prepared: Path) -> dict:
-    """Bytes that the outputs take at most at one time, and those free for them; what is in `prepared` is replaced."""
+    """Peak disk use of the outputs, and the free bytes; what is in `prepared` is replaced and counts as free."""
     labels, volumes = document.get("labels"), document.get("volumes")
     scratch, cache = labels["scratch_bytes"] if labels else 0, volumes["bytes"] if volumes else 0
     there = sum(path.stat().st_size for path in prepared.rglob("*") if path.is_file())

@@ -18,7 +18,7 @@ def print_table(rows: Sequence[Metric]) -> None:
     arms = list(dict.fromkeys(row.arm for row in c_rows if row.baseline is None))
     phenotypes = list(dict.fromkeys(row.phenotype for row in c_rows))
     cells = {(row.phenotype, row.arm, row.baseline): row for row in c_rows}
-    columns = [(arm, None) for arm in arms]
+    columns: list[tuple[str, str | None]] = [(arm, None) for arm in arms]
     columns += [(TRAINED, start) for start in STARTS if {TRAINED, start} <= set(arms)]
     titles = [arm if baseline is None else f"- {baseline}" for arm, baseline in columns]
     print("Harrell's C, held out [95 %]   " + "".join(title.rjust(WIDTH) for title in titles))

@@ -11,7 +11,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from jobs.report.tables import COLOUR, is_small, title
+from jobs.report.tables import COLOUR, is_hidden, title
 from ttepretrain.evaluation.table import Metric
 
 PAGE_FONTS = "Inter, 'Helvetica Neue', Arial, 'Liberation Sans', 'DejaVu Sans', sans-serif"
@@ -34,10 +34,10 @@ STYLE = {
 }
 
 
-def forest(rows: Sequence[Metric], metric: str) -> str | None:
+def forest(rows: Sequence[Metric], metric: str, least: int) -> str | None:
     """Value and interval of every arm per phenotype; None when every row is a small cell or has no value."""
     rows = [row for row in rows if row.metric == metric and row.baseline is None]
-    rows = [row for row in rows if not is_small(row) and not math.isnan(row.value)]
+    rows = [row for row in rows if not is_hidden(row, least) and not math.isnan(row.value)]
     phenotypes = list(dict.fromkeys(row.phenotype for row in rows))
     arms = list(dict.fromkeys(row.arm for row in rows))
     if not rows:
@@ -114,7 +114,7 @@ def montage(volumes: Sequence[np.ndarray], spacing_mm: Sequence[float], centre: 
         return _uri("image/png", buffer.getvalue())
 
 
-def _finite(value) -> bool:
+def _finite(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 

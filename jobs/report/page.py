@@ -9,12 +9,15 @@ from html import escape
 from pathlib import Path
 
 from jobs.config import RunConfig
+from jobs.plan.plan_table import LEFT_OUT
 from jobs.provenance import provenance
 from jobs.report import figures
 from jobs.report.console import short
-from jobs.report.tables import MIN_CELL, arm_label, count_text, facts, merge_small, metric_table, minus_html, title
+from jobs.report.tables import arm_label, count_html, facts, metric_table, minus_html, title
+from jobs.small_cells import Cell, hide_small
 from ttepretrain.evaluation.table import ORACLE, TRAINED, Metric
 from ttepretrain.files import write_atomic
+from ttepretrain.splits import SPLITS
 from ttepretrain.tasks import TaskSet
 from ttepretrain.training.config import STARTS
 
@@ -29,7 +32,7 @@ METHOD = (
     "chosen on tuning from one grid for all arms; held-out studies are scored once. "
     "Closed gap = (mean C of the arm &minus; mean C at its start) / (mean C oracle &minus; mean C at its start) over "
     "the phenotypes, death apart. The oracle ranks by the true log-hazard of what a scan shows. "
-    f"Counts below {MIN_CELL}, and values of phenotypes with fewer events, are not shown.</p>"
+    "Counts below {least}, and values of phenotypes with fewer events, are not shown.</p>"
 )
 
 
@@ -38,16 +41,18 @@ def write_report(config: RunConfig) -> Path:
     rows = read_metrics(config.eval_folder / "metrics.json")
     held_out = [row for row in rows if row.split == "held_out"]
     summary = json.loads((config.prepared_folder / "summary.json").read_text())
+    least = TaskSet.load(config.prepared_folder / "tasks.json").least_patients(config.ehr.min_patients)
+    flow = flow_of(summary, least)
     sections = [
-        _header(config, summary),
+        _header(config, flow),
         _cards(held_out),
-        _prognosis(held_out),
-        _binary(held_out),
+        _prognosis(held_out, least),
+        _binary(held_out, least),
         _training(config),
-        _tasks(config.trained_folders[0] / "export" / "tasks.json"),
-        _flow(summary),
+        _tasks(config.trained_folders[0] / "export" / "tasks.json", least),
+        _flow(flow, summary, least),
         _montage(config),
-        _method(config),
+        _method(config, least),
     ]
     style = (Path(__file__).parent / "style.css").read_text()
     page = (
@@ -67,9 +72,19 @@ def read_metrics(path: Path) -> list[Metric]:
     return [Metric(**r | {k: math.nan if r[k] is None else r[k] for k in numbers}) for r in records]
 
 
-def _header(config: RunConfig, summary: dict) -> str:
-    ready = summary["splits"]["ready"]
-    counts = ", ".join(f"{count_text(count)} {split.replace('_', '-')}" for split, count in ready.items())
+def flow_of(summary: dict, least: int) -> list[Cell]:
+    """What became of the studies, as one division: the cells add up, so no small one may stand alone."""
+    flow = summary["labels"]["studies"]
+    parts = {f"used: {split.replace('_', '-')}": count for split, count in summary["splits"]["ready"].items()}
+    parts |= {f"left out: {text}": flow.get(code, 0) for code, text in LEFT_OUT.items()}
+    parts |= {f"refused: {code}": count for code, count in summary["quarantine"].items()}
+    return hide_small(parts, least)
+
+
+def _header(config: RunConfig, flow: Sequence[Cell]) -> str:
+    alone = {cell.names[0]: cell.count for cell in flow if len(cell.names) == 1}
+    used = {split: alone.get(f"used: {split.replace('_', '-')}") for split in SPLITS}
+    counts = ", ".join(f"{count:,} {split.replace('_', '-')}" for split, count in used.items() if count)
     kind = f"synthetic cohort {config.cohort.size}, seed {config.cohort.seed}" if config.synthetic else "clinical data"
     warning = f"<p class=warn>{SYNTHETIC}</p>" if config.synthetic else ""
     return (
@@ -99,8 +114,8 @@ def _cards(rows: Sequence[Metric]) -> str:
     return f"<div class=cards>{''.join(cards)}</div>"
 
 
-def _prognosis(rows: Sequence[Metric]) -> str:
-    forest = figures.forest(rows, "harrell_c")
+def _prognosis(rows: Sequence[Metric], least: int) -> str:
+    forest = figures.forest(rows, "harrell_c", least)
     legend = " &ensp; ".join(arm_label(arm) for arm in dict.fromkeys(row.arm for row in rows))
     return (
         "<h2>Ranking by time to event</h2>"
@@ -108,17 +123,17 @@ def _prognosis(rows: Sequence[Metric]) -> str:
         "resampled patients; differences are paired: both arms on the same patients. Bold: the interval excludes zero. "
         "The mean leaves death out, which is a pretraining task."
         "</p>"
-        + metric_table(rows, "harrell_c")
-        + _figure(forest, f"{legend} &ensp; Phenotypes with fewer than {MIN_CELL} held-out events are not drawn.")
+        + metric_table(rows, "harrell_c", least)
+        + _figure(forest, f"{legend} &ensp; Phenotypes with fewer than {least} held-out events are not drawn.")
     )
 
 
-def _binary(rows: Sequence[Metric]) -> str:
+def _binary(rows: Sequence[Metric], least: int) -> str:
     if not any(row.metric == "auroc" for row in rows):
         return ""
     return (
         "<h2>Event within a horizon</h2><p>AUROC of a logistic probe, held-out studies; studies censored before the "
-        "horizon leave the row.</p>" + metric_table(rows, "auroc")
+        "horizon leave the row.</p>" + metric_table(rows, "auroc", least)
     )
 
 
@@ -133,7 +148,7 @@ def _training(config: RunConfig) -> str:
         [
             ("steps", steps),
             ("batch", f"{config.train.batch_size} studies"),
-            ("peak learning rate", f"{config.train.lr:g}"),
+            ("peak learning rate", f"{config.train.peak_lr(config.model.encoder):g}"),
             ("seed", config.train.seed),
         ]
     )
@@ -141,10 +156,10 @@ def _training(config: RunConfig) -> str:
     return "<h2>Pretraining</h2>" + settings + _figure(figures.training_curve(records), caption)
 
 
-def _tasks(path: Path) -> str:
+def _tasks(path: Path, least: int) -> str:
     tasks = TaskSet.load(path)
     edges = ", ".join(f"{edge:.0f}" for edge in tasks.bin_edges_days[:-1])
-    shown = [task for task in tasks.tasks if task.patients >= MIN_CELL][:TOP_TASKS]
+    shown = [task for task in tasks.tasks if task.patients >= least][:TOP_TASKS]
     body = "".join(
         f"<tr><td>{escape(task.code)}</td><td>{escape(task.description)}</td><td class=v>{task.patients:,}</td>"
         f"<td class=v>{task.events:,}</td><td class=v>{100 * 365.25 * task.rate_per_day:.1f}</td></tr>"
@@ -166,16 +181,11 @@ def _tasks(path: Path) -> str:
     )
 
 
-def _flow(summary: dict) -> str:
-    """Where studies were lost. Totals are left out where a difference would tell a small count."""
-    flow = summary["labels"]["studies"]
-    excluded = {"no record in the EHR": flow["NO_SUBJECT"], "no follow-up after the blackout": flow["NO_FOLLOW_UP"]}
-    refused = {f"refused: {code}": count for code, count in summary["quarantine"].items()}
-    lost = merge_small(excluded | refused)
-    lines = [(f"left out: {name}", count_text(count)) for name, count in lost]
-    lines += [(f"used: {split.replace('_', '-')}", count_text(n)) for split, n in summary["splits"]["ready"].items()]
+def _flow(flow: Sequence[Cell], summary: dict, least: int) -> str:
+    """What became of the studies, and how many images were repaired."""
+    lines = [(", ".join(cell.names), count_html(cell.count, least)) for cell in flow]
     body = "".join(f"<tr><td>{escape(name)}</td><td class=v>{text}</td></tr>" for name, text in lines)
-    flags = [(flag.lower().replace("_", " "), count_text(n)) for flag, n in summary["volumes"]["flags"].items()]
+    flags = [(flag.lower().replace("_", " "), count_html(n, least)) for flag, n in summary["volumes"]["flags"].items()]
     repairs = "".join(f"<tr><td>{escape(name)}</td><td class=v>{text}</td></tr>" for name, text in flags)
     head = "<thead><tr><th>{}</th><th class=v>Studies</th></tr></thead>"
     second = f"<div><table>{head.format('Repaired images')}<tbody>{repairs}</tbody></table></div>" if flags else ""
@@ -204,9 +214,9 @@ def _montage(config: RunConfig) -> str:
     return "<h2>Network inputs</h2>" + _figure(image, caption)
 
 
-def _method(config: RunConfig) -> str:
+def _method(config: RunConfig, least: int) -> str:
     probes = json.loads((config.eval_folder / "probes.json").read_text())
-    lines = []
+    lines: list[tuple[str, object]] = []
     for arm, probe in probes.items():
         for name, chosen in probe["chosen"].items():
             score = "none" if chosen["tuning_score"] is None else short(chosen["tuning_score"])
@@ -218,7 +228,7 @@ def _method(config: RunConfig) -> str:
     revision = (versions["git_revision"] or "no git revision")[:12] + (" + changes" if versions["git_changed"] else "")
     packages = ", ".join(f"{name} {number}" for name, number in versions["versions"].items())
     lines.append(("bootstrap", f"{config.eval.bootstraps} resamples of patients, seed {config.eval.seed}"))
-    return METHOD + facts(lines) + f"<p class=note>{escape(revision)} · {escape(packages)}</p>"
+    return METHOD.format(least=least) + facts(lines) + f"<p class=note>{escape(revision)} · {escape(packages)}</p>"
 
 
 def _figure(source: str | None, caption: str) -> str:

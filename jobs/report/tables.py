@@ -1,4 +1,4 @@
-"""HTML tables of the report, with small cells suppressed."""
+"""HTML tables of the report. `least`: the smallest count of people that may be shown (jobs/small_cells.py)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from html import escape
 
 from jobs.report.console import short
+from jobs.small_cells import count_text, may_show
 from ttepretrain.evaluation.table import Metric, pairs_of
 
-MIN_CELL = 11  # smaller counts of people are not published (faults.md section 5)
-HIDDEN = f"&lt; {MIN_CELL}"
 NAMES = {
     "demographics": "Age and sex",
     "base_random": "Untrained encoder",
@@ -34,26 +33,30 @@ def title(name: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def is_small(row: Metric) -> bool:
-    """A value computed from fewer than MIN_CELL people with the event is not published either."""
-    return row.phenotype != "mean" and (row.n < MIN_CELL or row.events < MIN_CELL)
+def is_hidden(row: Metric, least: int) -> bool:
+    """The value rests on fewer than `least` people, or on fewer with the event."""
+    return row.phenotype != "mean" and (row.n < least or row.events < least)
 
 
-def events_text(row: Metric) -> str:
-    """The number of events; neither it nor its complement may give away a small cell."""
-    if is_small(row):
-        return HIDDEN
-    return str(row.events) if row.n - row.events >= MIN_CELL else f"&gt; {row.n - MIN_CELL}"
+def count_html(count: int | None, least: int) -> str:
+    return escape(count_text(count, least))
+
+
+def events_html(row: Metric, least: int) -> str:
+    """The number of events, unless it or the number without the event is small."""
+    if is_hidden(row, least):
+        return count_html(None, least)
+    return str(row.events) if may_show(row.events, row.n, least) else f"&gt; {row.n - least}"
 
 
 def minus_html(value: float) -> str:
     return short(value).replace("-", "&minus;")
 
 
-def value_html(row: Metric | None) -> str:
+def value_html(row: Metric | None, least: int) -> str:
     if row is None:
         return "<td class='v'></td>"
-    if is_small(row):
+    if is_hidden(row, least):
         return "<td class='v off' title='small cell'>&ndash;</td>"
     if math.isnan(row.value):
         return f"<td class='v off' title='{escape(row.reason or '')}'>&ndash;</td>"
@@ -64,11 +67,12 @@ def value_html(row: Metric | None) -> str:
     return f"<td class='v{clear}'>{sign}{value}{interval}</td>"
 
 
-def metric_table(rows: Sequence[Metric], metric: str) -> str:
+def metric_table(rows: Sequence[Metric], metric: str, least: int) -> str:
     """Phenotypes down, arms and paired differences across; the mean last."""
     rows = [row for row in rows if row.metric == metric]
     arms = list(dict.fromkeys(row.arm for row in rows if row.baseline is None))
-    columns = [(arm, None) for arm in arms] + list(pairs_of(arms))
+    columns: list[tuple[str, str | None]] = [(arm, None) for arm in arms]
+    columns += pairs_of(arms)
     cells = {(row.phenotype, row.horizon_days, row.arm, row.baseline): row for row in rows}
     horizons = any(row.horizon_days is not None for row in rows)
     head = "<th>Phenotype</th>" + ("<th>Horizon</th>" if horizons else "")
@@ -81,9 +85,9 @@ def metric_table(rows: Sequence[Metric], metric: str) -> str:
         line = f"<th>{escape(title(phenotype))}</th>"
         if horizons:
             line += f"<td>{f'{horizon:g} d' if horizon is not None else ''}</td>"
-        n = HIDDEN if first.n < MIN_CELL else first.n
-        line += "<td></td><td></td>" if mean else f"<td class='v'>{n}</td><td class='v'>{events_text(first)}</td>"
-        line += "".join(value_html(cells.get((phenotype, horizon, *column))) for column in columns)
+        counts = (count_html(first.n, least), events_html(first, least))
+        line += "<td></td><td></td>" if mean else "".join(f"<td class='v'>{count}</td>" for count in counts)
+        line += "".join(value_html(cells.get((phenotype, horizon, *column)), least) for column in columns)
         body.append(f"<tr{' class=mean' if mean else ''}>{line}</tr>")
     return f"<table class='metrics'><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
 
@@ -102,20 +106,3 @@ def _column(arm: str, baseline: str | None) -> str:
 def facts(pairs: Sequence[tuple[str, object]]) -> str:
     """Definition list: name and value side by side."""
     return "<dl>" + "".join(f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>" for k, v in pairs) + "</dl>"
-
-
-def merge_small(parts: dict[str, int]) -> list[tuple[str, int]]:
-    """Counts that add up to a known total, largest first; small ones stand together until they are not small.
-
-    The smallest of the others joins them where they alone would be told by the difference to the total.
-    """
-    kept = sorted(((count, name) for name, count in parts.items() if count), reverse=True)
-    merged, names = 0, []
-    while kept and (kept[-1][0] < MIN_CELL or 0 < merged < MIN_CELL):
-        count, name = kept.pop()
-        merged, names = merged + count, [name, *names]
-    return [(name, count) for count, name in kept] + ([(", ".join(names), merged)] if names else [])
-
-
-def count_text(count: int) -> str:
-    return HIDDEN if 0 < count < MIN_CELL else f"{count:,}"

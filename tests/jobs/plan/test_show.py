@@ -1,23 +1,30 @@
 """jobs.prepare --plan: the numbers that the run then has, small cells hidden, nothing left behind."""
 
 import json
+import logging
 from contextlib import redirect_stdout
+from dataclasses import replace
 from datetime import timedelta
 from io import StringIO
+from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pydicom
 import pytest
 
 from data.testing import settings, write_hospital
 from jobs.plan.plan_table import publishable, table
-from jobs.plan.show import disk_plan, require_room
+from jobs.plan.show import disk_plan, least_count, require_room
 from jobs.prepare import main
 from ttepretrain.errors import ConfigError, ResourceError
+from ttepretrain.log import log
+from ttepretrain.splits import SPLITS
 from ttepretrain.tasks import TaskSet
+from ttepretrain.testing import random_task_set
 
 LATE = timedelta(days=3, hours=1)
-SPLITS = ("train", "tuning", "held_out")
+LEAST = 11
 PHENOTYPES = "phenotypes:\n  finding: {codes: [TEST/A], horizons_days: [180]}\n"
 
 
@@ -42,16 +49,20 @@ def hospital(tmp_path_factory):
 
 
 def arguments(hospital, *more):
-    return [f"{hospital}/run.yaml", *more, *settings(hospital, f"ehr.phenotypes={hospital}/phenotypes.yaml")]
+    phenotypes = f"ehr.phenotypes={hospital}/phenotypes.yaml"
+    return [f"{hospital}/run.yaml", *more, *settings(hospital, phenotypes, f"ehr.min_patients={LEAST}")]
 
 
 @pytest.fixture(scope="module")
 def outcome(hospital, tmp_path_factory):
-    """(numbers of the plan, what it printed, what the run after it printed, prepared folder)."""
+    """(numbers of the plan, what it printed, what the run after it logged, prepared folder)."""
     where, printed = tmp_path_factory.mktemp("where"), []
     for more in (("--plan", "--scans", "20", "--json", f"{where}/plan.json"), ()):
         with redirect_stdout(StringIO()) as out:
+            handler = logging.StreamHandler(out)
+            log.addHandler(handler)
             main([*arguments(hospital, *more), f"paths.root={where}/runs"])
+            log.removeHandler(handler)
         printed.append(out.getvalue())
         if more:
             assert [path.name for path in where.iterdir()] == ["plan.json"]
@@ -67,10 +78,12 @@ def test_the_run_after_the_plan_has_its_numbers(outcome):
     assert plan["labels"]["train_events_per_task"]["p50"] == pl.Series([t.events for t in tasks.tasks]).median()
     assert plan["labels"]["events"] == labels["event_days"].list.len().sum()
     assert plan["labels"]["follow_up_days"]["p50"] == labels["censor_days"].median()
-    # one has no record, too few to be told: it stands with the largest split
+    # one row has no time and one study no record, too few to show: they stand with the smallest split
+    assert plan["rows"] == {"usable with BAD_ROW": 60}
+    assert plan["images"] == {"found with NOT_FOUND with BAD_ROW": 60}
     labelled = {split: labels.filter(split=split).height for split in SPLITS}
-    together = {"train with no record in the EHR": labelled.pop("train") + 1}
-    assert plan["labels"]["studies"] == together | labelled
+    together = {"tuning with no record in the EHR with BAD_ROW": labelled.pop("tuning") + 2}
+    assert plan["labels"]["studies"] == labelled | together
     rows = pl.read_parquet(prepared / "phenotypes.parquet").join(labels.select("study_id", "split"), on="study_id")
     half_a_year = next(row for row in plan["labels"]["phenotypes"] if row["horizon_days"] == 180)
     known = rows.filter(pl.col("horizon_days") == 180, pl.col("label").is_not_null(), split="train")
@@ -78,11 +91,11 @@ def test_the_run_after_the_plan_has_its_numbers(outcome):
     assert half_a_year["train"] == {"positive": known["label"].sum(), "known_share": share}
 
     cached = [prepared / path for path in pl.read_parquet(prepared / "volumes.parquet")["path"]]
-    assert plan["volumes"]["images"] == 59
+    assert plan["volumes"]["images"] == 66  # the next multiple of 11 after 59
     assert plan["volumes"]["bytes"] == pytest.approx(sum(path.stat().st_size for path in cached), rel=0.2)
     others = sum(path.stat().st_size for path in prepared.iterdir() if path.is_file())
     assert others / 2 < plan["labels"]["bytes"] < 2 * others
-    for line in (f"tasks      {tasks.num_tasks} of ", "20 of 20 scans usable", "more than a year", "needed at once"):
+    for line in (f"tasks      {tasks.num_tasks} of ", "20 of 20 scans usable", "more than a year", " at its peak, "):
         assert line in printed
 
 
@@ -90,7 +103,7 @@ def test_the_run_after_the_plan_has_its_numbers(outcome):
 def test_scans_made_days_after_the_table_says_are_reported_and_their_times_kept_inside(outcome):
     """The twelve DICOM studies; NIfTI does not say when it was acquired."""
     _, _, printed, prepared = outcome
-    assert "warning: study_time is not when the scans were made: 100% of them more than a day off" in printed
+    assert "study_time is not when the scans were made: 100% of them more than a day off" in printed
     audit = json.loads((prepared / "summary.json").read_text())["acquisition_times"]
     assert (audit["studies"], audit["without_time"], audit["verdict"]) == (58, 46, "differ")
     assert audit["after_blackout"] == audit["over_a_day_later"] == 12
@@ -139,24 +152,58 @@ def document(**labels):
     return {"rows": {"usable": 793, "repeated": 0}, "splits": {"train": 501}, "labels": whole | labels}
 
 
-def test_few_people_are_neither_counted_nor_told_by_a_difference():
-    told = publishable(document())["labels"]
-    assert told["studies"] == {"train with no record in the EHR": 503, "tuning": 90, "held_out": 200}
+def test_few_people_are_neither_counted_nor_recoverable_by_a_difference():
+    shown = publishable(document(), LEAST)["labels"]
+    assert shown["studies"] == {"train": 500, "held_out": 200, "tuning with no record in the EHR": 93}
     left_out = {"NO_SUBJECT": 7, "NO_FOLLOW_UP": 8}
-    told = publishable(document(left_out=left_out))["labels"]
-    assert told["studies"]["no record in the EHR with no follow-up after the blackout"] == 15
-    assert told["phenotypes"][0]["train"] == {"positive": 40, "known_share": 0.18}
+    shown = publishable(document(left_out=left_out), LEAST)["labels"]
+    assert shown["studies"]["no record in the EHR with no follow-up after the blackout"] == 15
+    assert shown["phenotypes"][0]["train"] == {"positive": 40, "known_share": 0.18}
     nobody = {"train": 4, "tuning": 2, "held_out": 3}
-    assert set(publishable(document(labelled=nobody))["labels"]["studies"].values()) == {12}
+    shown = publishable(document(labelled=nobody), LEAST)["labels"]
+    assert set(shown["studies"].values()) == {12}
+    assert shown["follow_up_days"] is None
     for positive, known in ((3, 90), (85, 90), (5, 8)):
         row = document()["labels"]["phenotypes"][0] | {"tuning": {"known": known, "positive": positive}}
-        hidden = publishable(document(phenotypes=[row]))
+        hidden = publishable(document(phenotypes=[row]), LEAST)
         assert hidden["labels"]["phenotypes"][0]["tuning"]["positive"] is None
-        lines = "\n".join(table(hidden | {"disk": {"needed_bytes": 1, "free_bytes": 2}}))
+        lines = "\n".join(table(hidden | {"disk": {"needed_bytes": 1, "free_bytes": 2}}, LEAST))
         assert "40, 18% known" in lines
         assert " < 11" in lines
     none = document()["labels"]["phenotypes"][0] | {"tuning": {"known": 90, "positive": 0}}
-    assert publishable(document(phenotypes=[none]))["labels"]["phenotypes"][0]["tuning"]["positive"] == 0
+    assert publishable(document(phenotypes=[none]), LEAST)["labels"]["phenotypes"][0]["tuning"]["positive"] == 0
+
+
+def test_few_unknown_answers_and_few_long_followed_are_not_shown_as_shares():
+    row = document()["labels"]["phenotypes"][0] | {"train": {"known": 495, "positive": 40}}
+    shown = publishable(document(phenotypes=[row], followed_over_a_year=4 / 790), LEAST)["labels"]
+    assert shown["phenotypes"][0]["train"] == {"positive": 40, "known_share": None}
+    assert shown["followed_over_a_year"] is None
+    assert publishable(document(followed_over_a_year=395 / 790), LEAST)["labels"]["followed_over_a_year"] == 0.5
+
+
+def test_few_rows_that_are_not_usable_stay_a_part_of_every_division():
+    """Else the total of one would give them away: 793 usable of 796 rows."""
+    rows = {"usable": 793, "repeated": 0, "BAD_ROW": 3}
+    volumes = {"images": 791, "hours": 2.0, "bytes": 791_000}
+    images = {"found": 780, "no image": 2, "NOT_FOUND": 11}
+    shown = publishable(document() | {"rows": rows, "images": images, "volumes": volumes}, LEAST)
+    assert shown["rows"] == {"usable with BAD_ROW": 796}
+    for division in (shown["labels"]["studies"], shown["images"]):
+        assert sum(division.values()) == 796
+        assert any("BAD_ROW" in name and " with " in name for name in division)
+    # neither the number of images nor what is computed from it
+    assert shown["volumes"]["images"] == 792
+    assert shown["volumes"]["hours"] == pytest.approx(2.0 * 792 / 791)
+    assert disk_plan(shown, Path("nowhere"))["needed_bytes"] == 10**6 + 10**7
+
+
+def test_the_threshold_is_never_below_that_of_an_earlier_task_set(tmp_path):
+    tasks = random_task_set(np.random.default_rng(0), 3)
+    replace(tasks, min_patients=20).save(tmp_path / "tasks.json")
+    assert least_count(11, tmp_path, tmp_path / "nowhere") == 20
+    assert least_count(30, tmp_path) == 30
+    assert least_count(11) == 11
 
 
 def test_a_file_system_without_room_is_exit_5_with_both_numbers(tmp_path):

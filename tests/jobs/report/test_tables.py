@@ -1,11 +1,14 @@
 """Small cells: neither shown nor told by what is shown."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from jobs.report.console import short
-from jobs.report.tables import COLOUR, HIDDEN, events_text, merge_small, value_html
+from jobs.report.page import flow_of
+from jobs.report.tables import COLOUR, events_html, metric_table, value_html
+from jobs.small_cells import Cell
 from ttepretrain.evaluation.table import DEMOGRAPHICS, ORACLE, Metric
 from ttepretrain.training.config import ARMS, STARTS
 
@@ -20,29 +23,32 @@ def test_every_arm_has_a_colour_of_its_own():
 
 
 def test_counts_below_eleven_and_values_that_rest_on_them_are_hidden():
-    assert events_text(metric(300, 11)) == "11"
-    assert events_text(metric(300, 10)) == HIDDEN
-    assert ".70" in value_html(metric(300, 11))
-    assert ".70" not in value_html(metric(300, 10))
+    assert events_html(metric(300, 11), 11) == "11"
+    assert events_html(metric(300, 10), 11) == "&lt; 11"
+    assert ".70" in value_html(metric(300, 11), 11)
+    assert ".70" not in value_html(metric(300, 10), 11)
+    assert ".70" in value_html(metric(300, 10), 5)
+    assert "<td class='v'>&lt; 11</td>" in metric_table([metric(10, 4)], "harrell_c", 11)
 
 
 def test_the_complement_does_not_tell_a_small_cell():
-    assert events_text(metric(300, 289)) == "289"
-    assert events_text(metric(300, 295)) == "&gt; 289"
+    assert events_html(metric(300, 289), 11) == "289"
+    assert events_html(metric(300, 295), 11) == "&gt; 289"
 
 
-@pytest.mark.parametrize(
-    ("parts", "expected"),
-    [
-        ({"a": 50, "b": 20}, [("a", 50), ("b", 20)]),
-        ({"a": 50, "b": 20, "c": 3, "d": 0}, [("a", 50), ("b, c", 23)]),
-        ({"a": 50, "b": 6, "c": 7}, [("a", 50), ("c, b", 13)]),
-        ({"a": 4}, [("a", 4)]),
-        ({"a": 0}, []),
-    ],
-)
-def test_small_parts_of_a_total_stand_together_until_they_are_not_small(parts, expected):
-    assert merge_small(parts) == expected
+def test_what_became_of_the_studies_is_one_division_without_small_cells():
+    summary = {
+        "splits": {"ready": {"train": 140, "tuning": 30, "held_out": 70}},
+        "labels": {"studies": {"NO_SUBJECT": 3, "OUTSIDE_OBSERVATION": 0, "NO_FOLLOW_UP": 4}},
+        "quarantine": {"CRC": 2},
+    }
+    # 9 are left out or refused: with 30 of tuning
+    together = ("used: tuning", "left out: no record in the EHR", "left out: no follow-up after the blackout")
+    assert flow_of(summary, 11) == [
+        Cell(("used: train",), 140),
+        Cell(("used: held-out",), 70),
+        Cell((*together, "refused: CRC"), 39),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -54,5 +60,5 @@ def test_short_numbers(value, text):
 
 
 def test_a_value_that_is_not_there_is_a_dash_with_its_reason():
-    assert "no comparable pairs" in value_html(Metric(*("s", "tte", None, "cox", "x", "harrell_c", None), math.nan,
-                                                      math.nan, math.nan, 50, 20, "no comparable pairs"))  # fmt: skip
+    row = replace(metric(50, 20), value=math.nan, lo=math.nan, hi=math.nan, reason="no comparable pairs")
+    assert "no comparable pairs" in value_html(row, 11)
