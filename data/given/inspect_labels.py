@@ -8,16 +8,14 @@ the same as the yes-or-no columns of the same outcome; where none does, or sever
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import polars as pl
 
-from data.given.inspect_studies import read_tsv
-from data.given.label_cells import numbers, truth
+from data.given.user_tables import read_inspect_table
+from ehr.sources.columns import finite_numbers, truth
 from ttepretrain.errors import ConfigError
-
-log = logging.getLogger(__name__)
+from ttepretrain.log import log
 
 DIAGNOSES = {"pe_positive_nlp": "pulmonary_embolism"}
 HORIZONS = {"1_month": 30.0, "6_month": 180.0, "12_month": 365.0}  # days, as in INSPECT's own labelling
@@ -49,7 +47,7 @@ def read_inspect_labels(path: Path, key: str) -> list[pl.DataFrame]:
     Raises ConfigError, under `key`, naming the column, for other texts than TRUE, FALSE and Censored, and for times
     whose unit the yes-or-no columns do not tell.
     """
-    given = read_tsv(path, ("impression_id",), "ehr.label_tables")
+    given = read_inspect_table(path, ("impression_id",), "ehr.label_tables")
     used = given.select(name for name in given.columns if name in USED)
     labels = used.drop_nulls("impression_id").unique(maintain_order=True)
     sole = labels.filter(~pl.col("impression_id").is_duplicated())
@@ -58,7 +56,9 @@ def read_inspect_labels(path: Path, key: str) -> list[pl.DataFrame]:
             f"{key}: left out: repeated rows {len(given) - len(labels)}, rows that differ under one impression_id "
             f"{len(labels) - len(sole)}"
         )
-    answers = {name: truth(sole, name, key) for name in (*DIAGNOSES, *ASKED) if name in sole.columns}
+    answers = {
+        name: truth(sole[name], f"{key}: column {name}") for name in (*DIAGNOSES, *ASKED) if name in sole.columns
+    }
     if not answers:
         raise ConfigError(f"{key}: none of INSPECT's label columns ({', '.join(DIAGNOSES)}, 1_month_mortality, ...)")
     ids = sole["impression_id"]
@@ -86,7 +86,8 @@ def _times(labels: pl.DataFrame, key: str) -> dict[str, pl.DataFrame]:
             if len(missing) == 1:
                 raise ConfigError(f"{key}: no column {missing[0]} beside its twin; give both or none")
             continue
-        time, censored = numbers(labels, names[0], key), truth(labels, names[1], key)
+        time = finite_numbers(labels[names[0]], f"{key}: column {names[0]}")
+        censored = truth(labels[names[1]], f"{key}: column {names[1]}")
         if (time < 0).any():
             raise ConfigError(f"{key}: column {names[0]}: {(time < 0).sum()} times lie before the study")
         times[outcome] = pl.DataFrame({"time": time, "event": ~censored})

@@ -8,20 +8,18 @@ CTPA/<image_id>.nii.gz
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import polars as pl
 
+from data.given.user_tables import read_inspect_table
 from ehr.sources.columns import whole_numbers
-from ttepretrain.errors import ConfigError, IntegrityError, LeakageError
-
-log = logging.getLogger(__name__)
+from ttepretrain.errors import ConfigError, LeakageError
+from ttepretrain.log import log
 
 MAPPING = ("impression_id", "person_id", "image_id", "procedure_DATETIME", "provenance")
 SPLITS = ("impression_id", "person_id", "split")
 CROSSWALK = ("person_id", "image_id")
-NULLS = ["", "NA", "NaN", "nan", "NaT", "NULL", "null", "None"]  # R, pandas and SQL write them
 OVERLAPPING = "rsna"  # provenance of studies that RSPECT has too
 
 
@@ -65,25 +63,9 @@ def read_inspect_studies(mapping: Path, keep_rsna: bool) -> tuple[pl.DataFrame, 
     return table, counts
 
 
-def read_tsv(path: Path, columns: tuple[str, ...], key: str) -> pl.DataFrame:
-    """All columns, as text. ConfigError for an absent file or column, IntegrityError for a damaged file."""
-    if not path.is_file():
-        raise ConfigError(f"{key}: {path} is not a file; give the path of INSPECT's table")
-    separator = "," if path.suffix == ".csv" else "\t"
-    try:
-        table = pl.read_csv(path, separator=separator, infer_schema=False, null_values=NULLS)
-    except pl.exceptions.PolarsError as error:
-        raise IntegrityError(f"{key}: {path.name} cannot be read ({type(error).__name__}); it is damaged") from None
-    if missing := [name for name in columns if name not in table.columns]:
-        raise ConfigError(
-            f"{key}: {path.name}: no column {', '.join(missing)}, as INSPECT's has; it has {', '.join(table.columns)}"
-        )
-    return table.with_columns(pl.all().str.strip_chars())
-
-
 def _with_ids(path: Path, columns: tuple[str, ...]) -> pl.DataFrame:
     """The `columns`, person_id as int64."""
-    table = read_tsv(path, columns, "input.studies")
+    table = read_inspect_table(path, columns, "input.studies")
     person = whole_numbers(table["person_id"], f"input.studies: {path.name}: column person_id")
     return table.with_columns(person).select(columns)
 

@@ -13,7 +13,6 @@ the tasks.
 from __future__ import annotations
 
 import difflib
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,13 +20,12 @@ from pathlib import Path
 import polars as pl
 
 from data.given.inspect_labels import read_inspect_labels
-from data.given.label_cells import numbers, truth
-from data.given.study_table import read_table
+from data.given.user_tables import read_table
 from ehr.phenotype_file import NAME
 from ehr.schema import PHENOTYPES
+from ehr.sources.columns import finite_numbers, texts, truth
 from ttepretrain.errors import ConfigError
-
-log = logging.getLogger(__name__)
+from ttepretrain.log import log
 
 COMMON = ("study_id", "phenotype", "kind")
 FEW = 0.01  # of INSPECT's answers may contradict each other; they are left out
@@ -151,17 +149,17 @@ def _rows(table: pl.DataFrame, key: str) -> pl.DataFrame:
             f"{key}: columns {', '.join(COMMON)} are needed, and either label (with horizon_days) or event and "
             f"time_days; the table has {', '.join(table.columns)}"
         )
-    names = [_text(table, name, key) for name in COMMON]
+    names = [_filled(table, name, key) for name in COMMON]
     if not names[2].is_in(["prognosis", "diagnosis"]).all():
         raise ConfigError(f"{key}: column kind must be prognosis or diagnosis")
     return pl.DataFrame(names).with_columns(**(_survival if survival else _binary)(table, names[2], key))[[*PHENOTYPES]]
 
 
 def _binary(table: pl.DataFrame, kind: pl.Series, key: str) -> dict[str, pl.Series | pl.Expr]:
-    label, diagnosis = truth(table, "label", key), kind == "diagnosis"
+    label, diagnosis = truth(table["label"], f"{key}: column label"), kind == "diagnosis"
     if "horizon_days" not in table.columns:
         table = table.with_columns(horizon_days=pl.lit(None, pl.Float64))
-    horizon = numbers(table, "horizon_days", key)
+    horizon = finite_numbers(table["horizon_days"], f"{key}: column horizon_days")
     if (horizon <= 0).any() or (horizon.is_null() != diagnosis).any():
         raise ConfigError(
             f"{key}: column horizon_days must be positive for every prognosis and empty for every diagnosis"
@@ -176,7 +174,8 @@ def _binary(table: pl.DataFrame, kind: pl.Series, key: str) -> dict[str, pl.Seri
 
 
 def _survival(table: pl.DataFrame, kind: pl.Series, key: str) -> dict[str, pl.Series | pl.Expr]:
-    event, time = truth(table, "event", key), numbers(table, "time_days", key)
+    event = truth(table["event"], f"{key}: column event")
+    time = finite_numbers(table["time_days"], f"{key}: column time_days")
     if event.null_count() or time.null_count() or (kind == "diagnosis").any():
         raise ConfigError(f"{key}: event and time_days must be filled in every row, and a diagnosis has none")
     if (time < 0).any():
@@ -190,10 +189,8 @@ def _survival(table: pl.DataFrame, kind: pl.Series, key: str) -> dict[str, pl.Se
     }
 
 
-def _text(table: pl.DataFrame, name: str, key: str) -> pl.Series:
-    if not (table[name].dtype.is_integer() or table[name].dtype in (pl.String, pl.Categorical)):
-        raise ConfigError(f"{key}: column {name} is {table[name].dtype}; it must be text")
-    column = table[name].cast(pl.String)
-    if (column.is_null() | (column == "")).any():
+def _filled(table: pl.DataFrame, name: str, key: str) -> pl.Series:
+    column = texts(table[name], f"{key}: column {name}")
+    if column.null_count():
         raise ConfigError(f"{key}: column {name} is empty in some row")
     return column

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import polars as pl
 
-from data.given.study_table import _text, _whole_numbers, read_table
+from data.given.user_tables import read_table
+from ehr.sources.columns import whole_cells, words
 from ttepretrain.errors import ConfigError, LeakageError
+from ttepretrain.log import log
 from ttepretrain.splits import SPLITS
 
 SPLIT_NAMES = {"train": "train", "tuning": "tuning", "held_out": "held_out", "valid": "tuning", "test": "held_out"}
@@ -16,12 +18,18 @@ HASH_SHARES = (0.7, 0.8)  # upper ends of train and tuning: 70/10/20
 
 
 def read_splits(path: Path, key: str) -> pl.DataFrame:
-    """subject_id i64, split str of a table of splits; a subject listed twice with two splits stays twice."""
+    """subject_id i64, split str of a table of splits; a subject listed twice with two splits stays twice.
+
+    Rows without one of the two are left out; warns of those whose subject_id cannot be read.
+    """
     table = read_table(path, key)
     if not {"subject_id", "split"} <= set(table.columns):
         raise ConfigError(f"{key}: columns subject_id and split are needed; the table has {', '.join(table.columns)}")
-    table = table.select(_whole_numbers(table["subject_id"], key), _text(table, "split"))
-    return table.drop_nulls().unique(maintain_order=True)
+    subject_id, unreadable = whole_cells(table["subject_id"], f"{key}: column subject_id")
+    if unreadable.any():
+        log.warning(f"{key}: {unreadable.sum()} rows are left out: their subject_id is not a whole number")
+    splits = pl.DataFrame([subject_id, words(table["split"], f"{key}: column split")])
+    return splits.drop_nulls().unique(maintain_order=True)
 
 
 def assign_splits(

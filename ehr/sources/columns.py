@@ -1,8 +1,13 @@
-"""Columns of OMOP tables as exact types, whatever the extract stores them as."""
+"""Ids, times, numbers, truth and texts of a user's columns, whatever the file stores them as. Nothing else reads cells.
+
+A cell holds a value, nothing, or what cannot be read as a value; no cell is guessed. Who reads decides what an
+unreadable cell costs: the table of studies refuses its row, OMOP and INSPECT refuse the table.
+Polars' own casts are not asked what a text means: bool("False") is true.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import polars as pl
 
@@ -10,73 +15,169 @@ from ttepretrain.errors import ConfigError
 
 EXACT_FLOATS = 2**53  # from here on a float stands for several whole numbers
 
+# Texts for nothing, in either letter case: R, pandas and SQL write them. Names are exempt: a study may be called "NA".
+NULLS = ("", "na", "nan", "nat", "null", "none", "\\n")
+TRUTH = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+UNKNOWN = ("censored", *NULLS)
+
+# What is wrong, after the name of the column.
+NO_IDS = "ids must be whole numbers"
+INEXACT_IDS = "holds cells that are no exact ids (text, fractions, floats from 2^53 on, beyond int64); write int64"
+NO_ID = "is empty or not a whole number"  # of one row
+NO_TIMES = "write times as timestamps, dates or ISO text"
+NO_TIME = "is empty or not YYYY-MM-DD[ HH:MM[:SS[.f]]] without a zone"  # of one row
+NO_LOCAL_ZONE = "set ehr.timezone to the local zone"
+ZONED_TEXT = "holds times with a zone as text; write them as local times"
+NO_NUMBERS = "values are no finite number"
+NO_TRUTH = "values are none of true, false, 1, 0, censored or empty"
+NO_TEXT = "it must be text"
+
 _DATE = r"^\d{4}-?\d{2}-?\d{2}$"
 _TIME = r"^\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}(:\d{2}(\.\d+)?)?$"
 _ZONED = r"(?i)\d{2}:\d{2}.*(Z|[+-]\d{2}(:?\d{2})?|[A-Z]{3,4}|[A-Z]+/\w+\]?)$"  # Z, +01:00, UTC, Europe/Berlin
 
 
-def whole_numbers(column: pl.Series, where: str) -> pl.Series:
-    """Int64. ConfigError for fractions, other text, and floats too large to be exact (`where` names the column)."""
+class Cells(NamedTuple):
+    value: pl.Series  # null where there is nothing, and where it is unreadable
+    unreadable: pl.Series  # bool
+
+
+class Moments(NamedTuple):
+    time: pl.Series  # datetime[us] without a zone; null where there is nothing, and where it is unreadable
+    bare: pl.Series  # bool: a date without a time of day
+    unreadable: pl.Series  # bool: text that is no time, or has a zone
+    zoned: pl.Series  # bool: text that has a zone
+
+
+def whole_cells(column: pl.Series, where: str) -> Cells:
+    """Int64. ConfigError for a type that holds no numbers (`where` names the column)."""
+    column = _plain(column)
     dtype = column.dtype
     if dtype == pl.Boolean or not (dtype.is_numeric() or dtype in (pl.String, pl.Null)):
-        raise ConfigError(f"{where} is {dtype}; ids must be whole numbers")
-    exact = pl.Series([], dtype=pl.Boolean)
+        raise ConfigError(f"{where} is {dtype}; {NO_IDS}")
     if dtype == pl.String:
         text = column.str.strip_chars()
-        text = text.set(text == "", None)
-        point = text.str.contains(".", literal=True)
-        column = text.str.replace(r"\.0*$", "").cast(pl.Int64, strict=False)
-        exact = column.is_not_null() & ~(point & (column.abs() >= EXACT_FLOATS)) | text.is_null()
+        value = text.str.replace(r"\.0*$", "").cast(pl.Int64, strict=False)
+        inexact = text.str.contains(".", literal=True) & (value.abs() >= EXACT_FLOATS)
+        value = value.set(inexact.fill_null(False), None)
     elif dtype.is_float():
         column = column.cast(pl.Float64).fill_nan(None)
         exact = (column == column.floor()) & (column.abs() < EXACT_FLOATS)
+        value = column.set(~exact.fill_null(True), None).cast(pl.Int64)
     elif dtype.is_decimal():
-        exact = column == column.cast(pl.Int64, strict=False)
-    if not exact.all():
-        raise ConfigError(f"{where} holds numbers that are no exact ids (fractions, or floats from 2^53 on); use int64")
-    try:
-        return column.cast(pl.Int64)
-    except pl.exceptions.InvalidOperationError:
-        raise ConfigError(f"{where} holds ids beyond int64; renumber them") from None
+        value = column.cast(pl.Int64, strict=False)
+        value = value.set((column != value).fill_null(False), None)
+    else:
+        value = column.cast(pl.Int64, strict=False)
+    return Cells(value, _unreadable(column, value))
 
 
-@dataclass(frozen=True)
-class Moments:
-    time: pl.Series  # datetime[us] without a zone; null where nothing readable was given
-    bare: pl.Series  # bool: a date without a time of day
-    unreadable: int  # cells that are text but no time
+def whole_numbers(column: pl.Series, where: str) -> pl.Series:
+    """Int64, null where there is nothing. ConfigError for a cell that is unreadable, and as `whole_cells`."""
+    value, unreadable = whole_cells(column, where)
+    if unreadable.any():
+        raise ConfigError(f"{where} {INEXACT_IDS}")
+    return value
 
 
-def moments(column: pl.Series, where: str, timezone: str | None) -> Moments:
-    """Times of a column of dates, timestamps or ISO text; zoned ones need `timezone` and become local."""
-    dtype = column.dtype
+def moment_cells(column: pl.Series, where: str, timezone: str | None) -> Moments:
+    """Times of dates, timestamps (finer ones are cut to microseconds) or ISO text.
+
+    Timestamps of a zone become local. ConfigError where that needs `timezone`, and for a type that holds no times.
+    """
+    column = _plain(column)
+    dtype, no = column.dtype, pl.repeat(False, len(column), eager=True)
     if dtype == pl.String:
-        return _from_text(column.str.strip_chars(), where)
-    bare = pl.repeat(dtype == pl.Date, len(column), eager=True)
+        return _from_text(column)
     if isinstance(dtype, pl.Datetime):
         if dtype.time_zone is not None:
             if timezone is None:
-                raise ConfigError(f"{where} has zone {dtype.time_zone}; set ehr.timezone to the local zone")
+                raise ConfigError(f"{where} has zone {dtype.time_zone}; {NO_LOCAL_ZONE}")
             column = column.dt.convert_time_zone(timezone).dt.replace_time_zone(None)
-        return Moments(column.dt.cast_time_unit("us"), bare, 0)
+        return Moments(column.dt.cast_time_unit("us"), no, no, no)
     if dtype not in (pl.Date, pl.Null):
-        raise ConfigError(f"{where} is {dtype}; write times as timestamps, dates or ISO text")
-    return Moments(column.cast(pl.Datetime("us")), bare, 0)
+        raise ConfigError(f"{where} is {dtype}; {NO_TIMES}")
+    return Moments(column.cast(pl.Datetime("us")), pl.repeat(dtype == pl.Date, len(column), eager=True), no, no)
 
 
-def _from_text(text: pl.Series, where: str) -> Moments:
-    text = text.set(text == "", None)
-    if text.str.contains(_ZONED).any():
-        raise ConfigError(f"{where} holds times with a zone as text; write them as local times")
+def moments(column: pl.Series, where: str, timezone: str | None) -> Moments:
+    """As `moment_cells`; ConfigError for text with a zone too."""
+    found = moment_cells(column, where, timezone)
+    if found.zoned.any():
+        raise ConfigError(f"{where} {ZONED_TEXT}")
+    return found
+
+
+def _from_text(column: pl.Series) -> Moments:
+    text = column.str.strip_chars()
     bare = text.str.contains(_DATE).fill_null(False)
     day = text.str.replace_all("-", "").str.to_date("%Y%m%d", strict=False).cast(pl.Datetime("us"))
     full = text.str.replace(" ", "T").str.replace(r"(T\d{2}:\d{2})$", "$1:00")
     full = full.set(~text.str.contains(_TIME).fill_null(False), None)
     full = full.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f", time_unit="us", strict=False)
     time = day.set(~bare, None).zip_with(bare, full)
-    return Moments(time, bare, int((time.is_null() & text.is_not_null()).sum()))
+    return Moments(time, bare, _unreadable(column, time), text.str.contains(_ZONED).fill_null(False))
 
 
-def numbers(column: pl.Series) -> pl.Series:
-    """Float32; null where the cell is no number."""
-    return column.cast(pl.Float32, strict=False).fill_nan(None)
+def number_cells(column: pl.Series, dtype: type[pl.DataType] = pl.Float64) -> Cells:
+    """Numbers as `dtype`; an infinite one is a number, nan is nothing."""
+    column = _plain(column)
+    source = column.str.strip_chars() if column.dtype == pl.String else column
+    if not (source.dtype.is_numeric() or source.dtype in (pl.String, pl.Null)):
+        source = pl.Series(column.name, [None] * len(column), pl.Null)
+    value = source.cast(dtype, strict=False).fill_nan(None)
+    return Cells(value, _unreadable(column, value))
+
+
+def finite_numbers(column: pl.Series, where: str) -> pl.Series:
+    """Float64, null where there is nothing. ConfigError for every other cell that is no finite number."""
+    value, unreadable = number_cells(column)
+    if wrong := int((unreadable | value.is_infinite().fill_null(False)).sum()):
+        raise ConfigError(f"{where}: {wrong} {NO_NUMBERS}")
+    return value
+
+
+def truth(column: pl.Series, where: str) -> pl.Series:
+    """Bool, null where there is nothing or `censored`. ConfigError for every other cell, with one of them."""
+    if column.dtype == pl.Boolean:
+        return column
+    text = column.cast(pl.String).str.strip_chars().str.to_lowercase()
+    truth = text.replace_strict(TRUTH, default=None, return_dtype=pl.Boolean)
+    wrong = column.cast(pl.String).filter(text.is_not_null() & truth.is_null() & ~text.is_in(UNKNOWN))
+    if len(wrong):
+        raise ConfigError(f"{where}: {len(wrong)} {NO_TRUTH}, such as {wrong[0][:20]!r}")
+    return truth
+
+
+def texts(column: pl.Series, where: str) -> pl.Series:
+    """Names as they are, null where they are empty. ConfigError for a type that text does not survive."""
+    dtype = column.dtype
+    nothing = dtype.is_float() and column.fill_nan(None).null_count() == len(column)  # pandas' column of nothing
+    if nothing or dtype == pl.Null:
+        return pl.Series(column.name, [None] * len(column), pl.String)
+    if not (dtype.is_integer() or _plain(column).dtype == pl.String):
+        raise ConfigError(f"{where} is {dtype}; {NO_TEXT}")
+    column = column.cast(pl.String)
+    return column.set((column == "").fill_null(False), None)
+
+
+def words(column: pl.Series, where: str) -> pl.Series:
+    """Texts that have a form (a split, a UID, a hash): stripped, and null where one of NULLS stands."""
+    text = texts(column, where).str.strip_chars()
+    return text.set(_is_null(text), None)
+
+
+def _plain(column: pl.Series) -> pl.Series:
+    return column.cast(pl.String) if column.dtype in (pl.Categorical, pl.Enum) else column
+
+
+def _unreadable(column: pl.Series, value: pl.Series) -> pl.Series:
+    """Where something stands that became no value."""
+    unread = value.is_null() & column.is_not_null()
+    # a look at few cells: to lower case and back, all of them would take longer than to read them
+    return unread & ~_is_null(column.set(~unread, None)) if column.dtype == pl.String and unread.any() else unread
+
+
+def _is_null(text: pl.Series) -> pl.Series:
+    """Bool: one of NULLS."""
+    return text.str.strip_chars().str.to_lowercase().is_in(NULLS).fill_null(False)

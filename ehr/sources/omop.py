@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from ehr.schema import ADMISSION, BIRTH, DEATH
-from ehr.sources.columns import moments, numbers, whole_numbers
+from ehr.sources.columns import moments, number_cells, whole_numbers
 
 # Inpatient Visit, Emergency Room and Inpatient Visit, Inpatient Hospital (place of service)
 INPATIENT = (9201, 262, 8717)
@@ -75,7 +75,7 @@ def _times(frame: pl.DataFrame, table: Table, stem: str, clock: Clock) -> tuple[
     bare = (exact.bare & given) | ~given
     if clock.date_only == "midnight":  # as the label stage will read it
         bare |= (time == time.dt.truncate("1d")).fill_null(False)
-    return pl.DataFrame([time, bare.alias("bare")]), max(exact.unreadable, day.unreadable)
+    return pl.DataFrame([time, bare.alias("bare")]), max(int(exact.unreadable.sum()), int(day.unreadable.sum()))
 
 
 def _events(frame: pl.DataFrame, table: Table, clock: Clock) -> tuple[pl.DataFrame, dict]:
@@ -90,7 +90,7 @@ def _events(frame: pl.DataFrame, table: Table, clock: Clock) -> tuple[pl.DataFra
         columns["key"] = frame[table.key].cast(pl.String).hash()
         columns["key"] = columns["key"].set(frame[table.key].is_null(), None)
     if table.value:
-        columns["numeric_value"] = numbers(frame[table.value])
+        columns["numeric_value"] = number_cells(frame[table.value], pl.Float32).value
     if table.end:
         ends, _ = _times(frame, table, table.end, clock)
         columns |= {"stop": ends["time"], "stop_bare": ends["bare"]}
@@ -148,7 +148,7 @@ def _persons(frame: pl.DataFrame, table: Table, clock: Clock) -> tuple[pl.DataFr
     sex = pl.col("concept").replace_strict(SEXES, default=None, return_dtype=pl.String)
     static[0] = static[0].with_columns(code=sex)
     births = birth.drop_nulls("time").with_columns(code=pl.lit(BIRTH))
-    counts = {"no_birth": len(birth) - len(births), "unreadable_times": born.unreadable}
+    counts = {"no_birth": len(birth) - len(births), "unreadable_times": int(born.unreadable.sum())}
     return pl.concat([births, *static], how="diagonal"), counts
 
 

@@ -28,7 +28,8 @@ _NAMES = ("person", *EVENT_TABLES, "observation_period", "cdm_source", *VOCABULA
 _BY_PLAIN_NAME = {name.replace("_", ""): name for name in _NAMES}
 
 _EXTENSIONS = (".parquet", ".csv", ".csv.gz")
-_NULLS = ["", "NA", "NULL", "\\N"]  # unquoted; R writes NA
+# Unquoted, in names and descriptions too, so fewer than columns.NULLS: a LOINC answer is called "None".
+_NULLS = ["", "NA", "NULL", "\\N"]
 _BATCH_ROWS = 250_000
 _BLOCK_BYTES = 4 << 20
 _UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError, csv.Error)

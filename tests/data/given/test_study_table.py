@@ -91,7 +91,7 @@ def test_whole_subject_ids_of_any_width_become_int64(tmp_path, dtype):
     ("changes", "message"),
     [
         ({"subject_id": None}, "no column subject_id; the table has study_id, study_time"),
-        ({"subject_id": [20.0, 10.0]}, "subject_id is Float64; floats lose digits"),
+        ({"subject_id": [date(2020, 5, 1)] * 2}, "column subject_id is Date; ids must be whole numbers"),
         ({"study_time": [1, 2]}, "study_time is Int64"),
         ({"study_id": [1.5, 2.5]}, "study_id is Float64"),
     ],
