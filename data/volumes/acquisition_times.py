@@ -1,8 +1,8 @@
-"""Is the study table's time the time of the scan? What the images' headers say of it, study by study and in sum.
+"""Is study_time the time of the scan? Compares it with the headers of the images, per study and overall.
 
 study_time        b         acquired
-    |-------------|------------X-------->      what is recorded between b and X becomes a label,
-    t0          t0 + b                         though it was known before the scan: t0 was the order's time
+    |-------------|------------X-------->      if study_time is the time of the order, events between b and X
+    t0          t0 + b                         become labels although they were known before the scan
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import polars as pl
 
 from data.volumes.prepare_study import PreparedVolume
 
-FAR_SHARE = 0.05  # of the studies, more than a day off
-LATE_DAYS, LATE_SHARE = 30 / 1440, 0.75  # a scanner starts some minutes after its study does
-SHIFT_DAYS = 30.0  # the commonest orders do not lie further ahead
-BOTH_WAYS = 0.25  # no order is written after its scan
-MIN_SUBJECTS = 3  # with several scans, to tell shifted dates from late scans
+FAR_SHARE = 0.05  # of the studies may be more than a day off
+LATE_DAYS, LATE_SHARE = 30 / 1440, 0.75  # a scanner starts a few minutes after its study
+SHIFT_DAYS = 30.0  # most orders are written at most this long before the scan
+BOTH_WAYS = 0.25  # offsets of both signs are not delays: no order is written after its scan
+MIN_SUBJECTS = 3  # with several scans, to distinguish shifted dates from delays
 QUANTILES = {"p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95}
 
 _offset, _far = pl.col("offset_days"), pl.col("offset_days").abs() > 1
@@ -27,8 +27,8 @@ _offset, _far = pl.col("offset_days"), pl.col("offset_days").abs() > 1
 def acquisition_times(studies: pl.DataFrame, volumes: Iterable[PreparedVolume]) -> pl.DataFrame:
     """Table `acquisition_times.parquet`, one row per volume.
 
-    study_id, subject_id, study_time, date_only, acquired (datetime[us], null where the image does not say),
-    offset_days (acquired - study_time; whole days where one of them is a date: a bare one, or midnight).
+    study_id, subject_id, study_time, date_only, acquired (datetime[us], null if the image does not state it),
+    offset_days (acquired - study_time; whole days if one of them is a date without a time, or midnight).
     """
     rows = [(volume.study_id, volume.record.acquired) for volume in volumes]
     said = pl.DataFrame(rows, schema={"study_id": pl.String, "acquired": pl.String}, orient="row")
@@ -59,7 +59,7 @@ def time_audit(times: pl.DataFrame, blackout_days: float) -> dict:
 
 
 def warning(audit: dict) -> str | None:
-    """What is wrong with the study table's times, and what to do; None where nothing is known to be."""
+    """What is wrong with study_time, and what to do; None if nothing is known to be wrong."""
     known = max(audit["studies"] - audit["without_time"], 1)
     far = (audit["over_a_day_earlier"] + audit["over_a_day_later"]) / known
     if audit["verdict"] == "cannot_be_judged":
@@ -91,7 +91,7 @@ def _verdict(known: pl.DataFrame) -> str:
 
 
 def _shifted(known: pl.DataFrame, far: pl.DataFrame) -> bool:
-    """No delays: most images of one date; or offsets too long or of either sign, and all of a subject the same."""
+    """Whether dates were shifted: most images have one date, or offsets are no delays and equal within a subject."""
     if (
         far["acquired"].dt.date().value_counts()["count"].to_numpy().max() > far.height / 2
     ):  # one stand-in for all dates

@@ -1,8 +1,8 @@
-"""The volume cache: one blosc2 file per content, found by a hash of the image bytes before anything is decoded.
+"""The volume cache: one blosc2 file per content, found by a hash of the image bytes before decoding.
 
-volumes/<content_key>.b2nd    int16 [D, H, W] HU on the spec's grid, in chunks that are read and checked by themselves
-                              + "record": what else a row of volumes.parquet says, "chunks": their hashes
-                              + "seal": hash of name, voxels and both
+volumes/<content_key>.b2nd    int16 HU [D, H, W] on the spec's grid, in chunks that are read and checked separately
+                              + "record": the rest of the row of volumes.parquet; "chunks": hashes of the chunks
+                              + "seal": hash of name, voxels, record and chunk hashes
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ from ttepretrain.volume.spec import PREPROCESS_VERSION, VolumeSpec
 if TYPE_CHECKING:
     import blosc2
 
-CHUNK_VOXELS = 56  # at most, per axis; smaller ones make whole volumes larger and slower to read
+CHUNK_VOXELS = 56  # at most, per axis; smaller chunks make volumes larger and slower to read
 
 
 @dataclass(frozen=True)
 class VolumeRecord:
-    """What is known of a cached volume besides its voxels."""
+    """What is known about a cached volume besides its voxels."""
 
     shape: list[int]  # D H W
     spacing_mm: list[float]  # D H W
     affine: list[float]  # 16, row by row: index (D, H, W, 1) -> RAS+ mm
     flags: list[str]  # repairs
-    acquisition: dict  # allow-listed attributes of the scanner
+    acquisition: dict  # ACQUISITION_KEYS
     source_spacing_mm: list[float]  # D H W
     source_hash: str
-    voxel_hash: str  # equal for two studies with the same content, whatever their files look like
-    acquired: str | None = None  # when, ISO, on the scanner's clock; midnight: a date; None: the image does not say
+    voxel_hash: str  # equal for two studies with equal voxels, whatever their files
+    acquired: str | None = None  # ISO, on the scanner's clock; midnight: only a date; None: not stated
 
 
 def content_key(source_hash: str, selected: str, spec: VolumeSpec) -> str:
-    """Name of the volume that `spec` makes of these bytes, of what `selected` names among them.
+    """Name of the volume that `spec` makes of these bytes; `selected` says which part of them is read.
 
-    Windows do not count: they are applied on the device.
+    Windows have no influence: they are applied on the device.
     """
     grid = [list(spec.spacing_mm), list(spec.shape_DHW), list(spec.hu_range)]
     beyond = [spec.beyond_grid()] if spec.beyond_grid() else []
@@ -56,7 +56,7 @@ def content_key(source_hash: str, selected: str, spec: VolumeSpec) -> str:
 
 
 def write_volume(path: Path, hu_DHW: np.ndarray, record: VolumeRecord) -> str:
-    """Write the file whole; returns the sha256 of its bytes. Equal input under an equal name gives equal bytes."""
+    """Write the file atomically and return the sha256 of its bytes. Equal input and name give equal bytes."""
     import blosc2
 
     chunks = _chunks(hu_DHW.shape)
@@ -75,14 +75,14 @@ def write_volume(path: Path, hu_DHW: np.ndarray, record: VolumeRecord) -> str:
     schunk.vlmeta["record"], schunk.vlmeta["chunks"] = text, hashes
     schunk.vlmeta["seal"] = _seal(path, text + hashes, record.voxel_hash)
     data = array.to_cframe()
-    if path.is_dir() and not path.is_symlink():  # a foreign entry, such as a sparse frame of blosc2's
+    if path.is_dir() and not path.is_symlink():  # not ours; a sparse frame of blosc2, for example
         shutil.rmtree(path)
     write_atomic(path, data)
     return hashlib.sha256(data).hexdigest()
 
 
 def read_volume(path: Path, checksum: str) -> np.ndarray:
-    """int16 HU [D, H, W]. Raises IntegrityError when the file is not the one that was written, OSError as it comes."""
+    """int16 HU [D, H, W]. Raises IntegrityError if the file is not the one that was written, and OSError."""
     import blosc2
 
     data = path.read_bytes()
@@ -94,10 +94,10 @@ def read_volume(path: Path, checksum: str) -> np.ndarray:
 
 
 def read_crop(path: Path, start_DHW: Sequence[int], shape_DHW: Sequence[int]) -> np.ndarray:
-    """int16 HU of the box of `shape_DHW` voxels that begins at `start_DHW`; only the chunks it touches are read.
+    """int16 HU of the box of `shape_DHW` voxels that begins at `start_DHW`. Only the chunks it touches are read.
 
-    Raises IntegrityError when these, or what the file says of itself, are not what was sealed; OSError as it comes;
-    ValueError for a box that leaves the volume.
+    Raises IntegrityError if these chunks or the record are not what was written, OSError, and ValueError for a box that
+    leaves the volume.
     """
     import blosc2
 
@@ -129,15 +129,17 @@ def read_crop(path: Path, start_DHW: Sequence[int], shape_DHW: Sequence[int]) ->
 
 
 def read_record(path: Path, shape_DHW: Sequence[int]) -> tuple[VolumeRecord, str] | None:
-    """Record and sha256 of a cached file; None when it is absent, damaged (not what was sealed) or of another shape."""
+    """Record and sha256 of a cached file; None if it is missing, damaged or of another shape."""
     import blosc2
 
     try:
         data = path.read_bytes()
         array = blosc2.ndarray_from_cframe(data, copy=False)
-        record, hashes = _sealed(path, array)  # before anything is allocated: a flipped bit can ask for petabytes
+        record, hashes = _sealed(path, array)  # before allocating: a flipped bit can request petabytes
         chunks = map(array.schunk.get_chunk, range(array.schunk.nchunks))
-        if [hashlib.sha256(chunk).hexdigest() for chunk in chunks] != hashes:  # some bits change no voxel
+        if [
+            hashlib.sha256(chunk).hexdigest() for chunk in chunks
+        ] != hashes:  # a damaged bit may leave the voxels unchanged
             return None
         if record.shape != list(shape_DHW) or hash_voxels(array[:]) != record.voxel_hash:
             return None
@@ -146,12 +148,12 @@ def read_record(path: Path, shape_DHW: Sequence[int]) -> tuple[VolumeRecord, str
         return None
     except OSError:
         raise
-    except Exception:  # whatever blosc2 and json make of damaged bytes: SyntaxError and MemoryError, too
+    except Exception:  # damaged bytes make blosc2 and json raise anything, even SyntaxError and MemoryError
         return None
 
 
 def _sealed(path: Path, array: blosc2.NDArray) -> tuple[VolumeRecord, list[str]]:
-    """Record and hash of every chunk of an opened file; ValueError unless they and its layout are what was sealed."""
+    """Record and chunk hashes of an opened file; ValueError unless they and the layout match the seal."""
     text, hashes, seal = (array.schunk.vlmeta[name] for name in ("record", "chunks", "seal"))
     record = VolumeRecord(**json.loads(text))
     laid_out = list(array.shape) == record.shape and array.chunks == array.blocks == _chunks(array.shape)
@@ -161,7 +163,7 @@ def _sealed(path: Path, array: blosc2.NDArray) -> tuple[VolumeRecord, list[str]]
 
 
 def _chunks(shape_DHW: Sequence[int]) -> tuple[int, ...]:
-    """Shape of a chunk: every axis in equal parts."""
+    """Shape of a chunk: every axis is divided into equal parts."""
     return tuple(math.ceil(size / math.ceil(size / CHUNK_VOXELS)) for size in shape_DHW)
 
 
@@ -182,5 +184,5 @@ def hash_voxels(hu_DHW: np.ndarray) -> str:
 
 
 def _seal(path: Path, said: str, voxel_hash: str) -> str:
-    """The name is part of it: a sound file of another study under this one's name is foreign."""
+    """Includes the name, so that an intact file of another study under this name is detected."""
     return hashlib.sha256((path.stem + said + voxel_hash).encode()).hexdigest()

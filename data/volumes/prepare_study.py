@@ -1,4 +1,4 @@
-"""One study: from the image the table names to a cached volume and a small record. Runs inside the workers."""
+"""One study: from its image to a cached volume and a small record. Runs in the workers."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _prepare(study: Study, root: Path, cache: Path, spec: VolumeSpec, trust_mtim
 
     volume = preprocess_ct(path, spec, Wanted(study.series_uid, study.patient_id))
     read = _content_read(path, state, content, cache, trust_mtime)
-    if read != content:  # the stamp was stale
+    if read != content:  # the remembered hash was stale
         target = cache / f"{content_key(read, _selected(path, study), spec)}.b2nd"
     record = VolumeRecord(
         shape=list(volume.hu_DHW.shape),
@@ -80,9 +80,9 @@ def _prepare(study: Study, root: Path, cache: Path, spec: VolumeSpec, trust_mtim
 
 
 def _content_read(path: Path, state: list[tuple], content: str, cache: Path, trust_mtime: bool) -> str:
-    """Hash of the bytes read since the source was in `state`; BadStudy when they changed meanwhile.
+    """Hash of the bytes that were read since the source was in `state`; BadStudy if they changed meanwhile.
 
-    It differs from `content` where that came from a stamp that was stale; the stamp is right afterwards.
+    It differs from `content` if that was a stale remembered hash, which is then corrected.
     """
     if not trust_mtime and source_state(path) == state:
         return content
@@ -94,7 +94,7 @@ def _content_read(path: Path, state: list[tuple], content: str, cache: Path, tru
 
 @reads_files
 def _selected(path: Path, study: Study) -> str:
-    """What counts beside the bytes: which DICOM file stands for its series, and what the table says of the image."""
+    """What else decides the voxels: which DICOM file stands for its series, and what the table says about the image."""
     if is_nifti(path):
         return study.image_sha256 or ""
     file = sha256_of(path) if path.is_file() else ""

@@ -1,4 +1,4 @@
-"""Source hashes remembered by the sizes and dates of the files: what `prepare.trust_mtime` takes on trust.
+"""Source hashes remembered by the sizes and dates of the files, for `prepare.trust_mtime`.
 
 volumes/<hash of the path>.stamp    {"files": digest of every file's name, size, mtime; "source_hash": of their bytes}
 """
@@ -16,7 +16,7 @@ from ttepretrain.volume.source import source_files, source_hash
 
 
 def trusted_hash(path: Path, folder: Path) -> str:
-    """source_hash(path); the remembered one where no file's size or date has changed. Raises as source_hash does."""
+    """The remembered source_hash(path) if no file has changed its size or date; else a new one. Raises as it does."""
     try:
         known = json.loads(_stamp(path, folder).read_text())
         if known["files"] == _digest(path):
@@ -27,7 +27,7 @@ def trusted_hash(path: Path, folder: Path) -> str:
 
 
 def remembered_hash(path: Path, folder: Path) -> str:
-    """source_hash(path), whatever was remembered; from now on this is."""
+    """source_hash(path), computed now and remembered."""
     files, found = _digest(path), source_hash(path)
     write_atomic(_stamp(path, folder), json.dumps({"files": files, "source_hash": found}))
     return found

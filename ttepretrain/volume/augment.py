@@ -1,7 +1,9 @@
-"""Random views of a batch on its own device. Axes: B batch, D H W slices rows columns (superior, anterior, right).
+"""Random views of a batch, computed on its own device.
 
-No mirroring unless asked for: the body's sides differ, and so does what befalls them. Rotation is about the body's long
-axis, so that it needs no spacing as long as rows and columns have the same; the long axis is shifted and scaled.
+Axes: B batch, D H W slices rows columns (superior, anterior, right).
+
+Views are not mirrored by default: the left and right side of the body differ, and so do their diseases. Rotation is
+about the body's long axis, which needs no voxel spacing as long as rows and columns have the same.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-ROTATION_DEGREES = 10.0  # all limits are of uniform draws around no change
+ROTATION_DEGREES = 10.0  # every limit is that of a uniform draw around no change
 SCALE = 0.08
 SHIFT = 0.05  # of the grid's extent, per axis
 CONTRAST = 0.03  # scanners and tube voltages differ
@@ -22,12 +24,14 @@ AIR_HU = -1000.0  # by definition of the unit; contrast is scaled about it, so t
 
 
 def augment(hu_BDHW: Tensor, seeds_B: Tensor, strength: float = 1.0, flip: float = 0.0, blur: float = 0.0) -> Tensor:
-    """float32 batch of the same shape; each study's view is a function of its int64 seed alone, whoever is beside it.
+    """float32 batch of the same shape. The view of a study depends on its int64 seed alone, not on its batch.
 
-    strength: share of the limits above, all alike; flip: share of the views that are mirrored left to right; blur:
-    largest standard deviation of a Gaussian, voxels. Neither moves the draws of the rest.
+    strength: factor on all limits above
+    flip: share of the views that are mirrored left to right
+    blur: largest standard deviation of a Gaussian, in voxels
 
-    Reads the seeds on the CPU: on a GPU that waits for the device once. The noise differs between kinds of device.
+    flip and blur do not change the other random draws. The seeds are read on the CPU, which waits for a GPU once. The
+    noise differs between kinds of device.
     """
     device, seeds = hu_BDHW.device, seeds_B.tolist()
     draws = [torch.rand(10, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in seeds]
@@ -54,7 +58,7 @@ def augment(hu_BDHW: Tensor, seeds_B: Tensor, strength: float = 1.0, flip: float
 
 
 def _along_D(hu_BDHW: Tensor, scale_B: Tensor, shift_B: Tensor) -> Tensor:
-    """Shifted and scaled along D by linear interpolation, one [D, D] matrix a study; the ends are repeated."""
+    """Shifted and scaled along D by linear interpolation, one [D, D] matrix per study; the ends are repeated."""
     size = hu_BDHW.shape[1]
     index_D = torch.arange(size, device=hu_BDHW.device, dtype=torch.float32)
     centre = (size - 1) / 2
@@ -65,10 +69,10 @@ def _along_D(hu_BDHW: Tensor, scale_B: Tensor, shift_B: Tensor) -> Tensor:
 
 
 def _in_plane(hu_BDHW: Tensor, turn_B: Tensor, scale_B: Tensor, shift_H_B: Tensor, shift_W_B: Tensor) -> Tensor:
-    """Turned, scaled and shifted within H W: D rides along as channels, which is what makes it cheap."""
+    """Rotated, scaled and shifted within H W. D is treated as channels, which makes it cheap."""
     height, width = hu_BDHW.shape[2:]
     cosine_B, sine_B = turn_B.cos() / scale_B, turn_B.sin() / scale_B
-    # affine_grid counts in half extents, W first: the aspect keeps a turn a turn on a grid that is not square
+    # affine_grid counts in half extents, W first: the aspect keeps angles on a grid that is not square
     aspect = height / width
     theta_B23 = torch.stack(
         [cosine_B, -sine_B * aspect, 2 * shift_W_B, sine_B / aspect, cosine_B, 2 * shift_H_B], dim=1
@@ -78,11 +82,11 @@ def _in_plane(hu_BDHW: Tensor, turn_B: Tensor, scale_B: Tensor, shift_H_B: Tenso
 
 
 def _blurred(hu_BDHW: Tensor, sigma_B: Tensor) -> Tensor:
-    """Smoothed along D, H and W in turn, one [N, N] matrix a study and axis; what lies outside does not count."""
+    """Smoothed along D, H and W in turn, one [N, N] matrix per study and axis; voxels outside do not count."""
     for axis in (1, 2, 3):
         index_N = torch.arange(hu_BDHW.shape[axis], device=hu_BDHW.device, dtype=torch.float32)
         apart_NN = index_N[:, None] - index_N
-        # a sigma of 0 becomes one that leaves every voxel to itself
+        # a sigma of 0 becomes one so small that it changes nothing
         weight_BNN = torch.exp(-0.5 * (apart_NN / sigma_B.clamp(min=1e-3).view(-1, 1, 1)) ** 2)
         weight_BNN /= weight_BNN.sum(dim=2, keepdim=True)
         lined_up = hu_BDHW.movedim(axis, 1)

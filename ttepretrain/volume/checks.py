@@ -11,64 +11,64 @@ from ttepretrain.errors import BadStudy
 
 
 class Reason(StrEnum):
-    """Why one study is refused; part of the interface (quarantine.parquet, the CLI)."""
+    """Why a study is refused; part of the interface (quarantine.parquet, the command line)."""
 
     # the file
     NOT_FOUND = "NOT_FOUND"
     PERMISSION = "PERMISSION"
-    UNREADABLE = "UNREADABLE"  # there, but no scan can be got out of it
+    UNREADABLE = "UNREADABLE"  # it exists, but no scan can be read from it
     TRUNCATED = "TRUNCATED"
     CRC = "CRC"  # the compressed stream does not match its checksum
-    TOO_LARGE = "TOO_LARGE"  # would take more memory than any CT: refused before allocating
+    TOO_LARGE = "TOO_LARGE"  # would need more memory than any CT; refused before allocating
     NOT_NIFTI = "NOT_NIFTI"
     NOT_DICOM = "NOT_DICOM"
-    NOT_IMAGE = "NOT_IMAGE"  # DICOM, but without pictures: reports, directories
-    DECODER = "DECODER"  # compressed pixels that killed the decoder, or took too long or too much memory
+    NOT_IMAGE = "NOT_IMAGE"  # DICOM, but without images: reports, directories
+    DECODER = "DECODER"  # compressed pixels crashed the decoder, or took too long or too much memory
     UNSUPPORTED_SYNTAX = "UNSUPPORTED_SYNTAX"
     UNSUPPORTED_DTYPE = "UNSUPPORTED_DTYPE"
     UNSUPPORTED_MULTIFRAME = "UNSUPPORTED_MULTIFRAME"
     # what it shows
     NOT_CT = "NOT_CT"
     LOCALIZER = "LOCALIZER"
-    BURNED_IN = "BURNED_IN"  # text burned into the pixels: identifiers, and not HU
+    BURNED_IN = "BURNED_IN"  # text in the pixels: it may identify the patient, and it is not HU
     IDENTITY_CONFLICT = "IDENTITY_CONFLICT"
-    NO_SERIES = "NO_SERIES"  # CT, but no series as the table or volume.series asks for
+    NO_SERIES = "NO_SERIES"  # CT, but no series matches the study table or volume.series
     # geometry
     BAD_SHAPE = "BAD_SHAPE"
     BAD_SPACING = "BAD_SPACING"
     BAD_AFFINE = "BAD_AFFINE"
     TOO_FEW_SLICES = "TOO_FEW_SLICES"
     MISSING_SLICE = "MISSING_SLICE"
-    DUPLICATE_SLICE = "DUPLICATE_SLICE"  # one position, two different pictures
-    MIXED_GEOMETRY = "MIXED_GEOMETRY"  # slices of one series differ in matrix, spacing or orientation
+    DUPLICATE_SLICE = "DUPLICATE_SLICE"  # two different images at one position
+    MIXED_GEOMETRY = "MIXED_GEOMETRY"  # slices of one series differ in matrix size, spacing or orientation
     # values
     BAD_SCALING = "BAD_SCALING"
     NAN_VOXELS = "NAN_VOXELS"
     CONSTANT = "CONSTANT"
     NOT_HU = "NOT_HU"
-    # ours
-    UNEXPECTED = "UNEXPECTED"  # an exception that nobody foresaw
+    # a bug
+    UNEXPECTED = "UNEXPECTED"  # any other exception; `detail` gives its type and place
 
 
 class Flag(StrEnum):
-    """What was repaired or noticed in a study that is kept."""
+    """What was repaired or noticed in a study that is used."""
 
     DUPLICATE_DROPPED = "duplicate_dropped"
-    GANTRY_TILT = "gantry_tilt"  # slices are sheared against each other; the affine carries it
-    TILT_UNCONFIRMED = "tilt_unconfirmed"  # the header names a tilt that its positions do not show; they count
+    GANTRY_TILT = "gantry_tilt"  # slices are sheared against each other; the affine describes it
+    TILT_UNCONFIRMED = "tilt_unconfirmed"  # the header states a tilt, the positions do not; they are used
     UNEVEN_SPACING = "uneven_spacing"  # interpolated onto an even grid along the slice direction
-    IMAGES_SKIPPED = "images_skipped"  # localizers, screens and other pictures in the same folder
-    OBJECTS_SKIPPED = "objects_skipped"  # reports, raw data or screens under the series' own UID
-    DAMAGED_BESIDE = "damaged_beside"  # the image is a file, and unreadable ones in its folder may be of this series
+    IMAGES_SKIPPED = "images_skipped"  # localizers, screenshots and other images in the same folder
+    OBJECTS_SKIPPED = "objects_skipped"  # reports, raw data or screenshots under the UID of the series
+    DAMAGED_BESIDE = "damaged_beside"  # unreadable files in the folder may belong to this series
     MIXED_PROTOCOL = "mixed_protocol"  # kernel, kV and the like change along the stack: regions, or scans end to end
-    RESCALE_VARIES = "rescale_varies"  # slope or intercept differ among slices of one sign
-    CONSTANT_SLICE = "constant_slice"  # every pixel of a slice has one value, not those of all others
-    REPEATED_SLICE = "repeated_slice"  # two positions, one picture
+    RESCALE_VARIES = "rescale_varies"  # slope or intercept differ among slices
+    CONSTANT_SLICE = "constant_slice"  # all pixels of a slice have the same value
+    REPEATED_SLICE = "repeated_slice"  # the same image at two positions
     OTHER_SERIES = "other_series"  # further CT series in the folder were not read
-    OTHER_PHASES = "other_phases"  # the series passes its positions several times; one pass was read
+    OTHER_PHASES = "other_phases"  # the series covers its positions several times; one pass was read
     LOSSY = "lossy"
     NAN_TO_AIR = "nan_to_air"
-    AFFINES_DISAGREE = "affines_disagree"  # NIfTI sform and qform; the sform counts
+    AFFINES_DISAGREE = "affines_disagree"  # NIfTI sform and qform; the sform is used
 
 
 PADDING_HU = -1024  # written where nothing was measured: the lowest of CT's 12 bits, below air, which is -1000
@@ -82,7 +82,7 @@ MAX_NAN_FRACTION = 0.01
 
 
 def check_shape(shape_DHW: tuple[int, int, int]) -> None:
-    """BadStudy unless the shape is that of a CT volume; looks at no voxel, so it comes before any allocation."""
+    """BadStudy unless the shape is that of a CT volume. Needs no voxels: call it before allocating."""
     if min(shape_DHW) < 1 or max(shape_DHW) > MAX_AXIS:
         raise BadStudy(Reason.BAD_SHAPE, f"an axis is outside 1..{MAX_AXIS} voxels")
     if math.prod(shape_DHW) > MAX_VOXELS:
@@ -111,7 +111,7 @@ def check_affine(affine: np.ndarray) -> tuple[Flag, ...]:
 
 
 def check_scaling(slope: float, intercept: float) -> None:
-    """BadStudy unless stored values can become HU. Zero and NaN never mean `unscaled`: they are damage too often."""
+    """BadStudy unless stored values can become HU. A slope of zero or NaN is damage too often to mean `unscaled`."""
     if not (math.isfinite(slope) and math.isfinite(intercept)):
         raise BadStudy(Reason.BAD_SCALING, "slope or intercept is NaN or infinite")
     if not 1e-6 <= slope <= 1e3 or abs(intercept) > 1e5:
@@ -121,7 +121,7 @@ def check_scaling(slope: float, intercept: float) -> None:
 def check_hu(hu_DHW: np.ndarray) -> None:
     """BadStudy unless the values look like HU: some air or lung, some soft tissue, nothing beyond what CT can store.
 
-    Where a file does not say its modality, MR and unscaled CT look alike (no air below -300): both are NOT_HU.
+    A NIfTI file does not state its modality. MR and unscaled CT look alike, with no air below -300: both are NOT_HU.
     """
     lowest, highest = float(hu_DHW.min()), float(hu_DHW.max())
     if lowest == highest:

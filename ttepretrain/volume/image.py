@@ -1,4 +1,4 @@
-"""CTImage: what every reader returns, and how it is turned to the patient's axes. No torch here.
+"""CTImage: what every reader returns, and how its axes are aligned with the patient. No torch here.
 
 Index order is D H W throughout: slices, rows, columns. Millimetres are RAS+: x grows to the patient's right, y to the
 front, z to the head.
@@ -12,7 +12,7 @@ from datetime import datetime
 
 import numpy as np
 
-# What is kept of a scanner's description; None where the file does not say. Free text is normalised by the readers.
+# What is kept about the acquisition; None where the file does not state it. Readers normalise free text.
 ACQUISITION_KEYS = ("manufacturer", "kernel", "kvp", "contrast", "slice_thickness_mm")
 
 
@@ -23,8 +23,8 @@ class CTImage:
     hu_DHW: np.ndarray  # int16 where every value is whole, else float32; PADDING_HU where nothing was measured
     affine: np.ndarray  # 4 x 4 float64; may be oblique, left-handed or sheared (gantry tilt)
     flags: tuple[str, ...]
-    acquisition: dict[str, str | float | bool | None]  # ACQUISITION_KEYS; nothing in it names a patient
-    acquired: datetime | None = None  # when, on the scanner's clock; a date may name a patient
+    acquisition: dict[str, str | float | bool | None]  # ACQUISITION_KEYS; contains nothing that identifies a patient
+    acquired: datetime | None = None  # on the scanner's clock; a date may identify a patient
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -33,7 +33,7 @@ class CTImage:
 
 
 def to_ras(image: CTImage) -> CTImage:
-    """The same voxels as a view whose D H W run as nearly as possible towards superior, anterior and right."""
+    """The same voxels, as a view whose D H W point as nearly as possible to superior, anterior and right."""
     directions = image.affine[:3, :3] / np.linalg.norm(image.affine[:3, :3], axis=0)
     # rows of `towards`: superior, anterior, right; columns: the image's own axes
     towards = directions[[2, 1, 0]]
@@ -51,7 +51,7 @@ def to_ras(image: CTImage) -> CTImage:
 
 
 def unflipped(image: CTImage) -> CTImage:
-    """The same voxels with every axis running the way it lies in memory, where copying them is twice as fast."""
+    """The same voxels with every axis in the direction of memory, which makes copying twice as fast."""
     backwards = [stride < 0 for stride in image.hu_DHW.strides]
     sizes = np.array(image.hu_DHW.shape)
     reorder = np.diag([*np.where(backwards, -1.0, 1.0), 1.0])

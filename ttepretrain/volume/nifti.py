@@ -1,6 +1,6 @@
-"""Reading NIfTI-1/2 (.nii, .nii.gz): the header is judged before anything is allocated, the stream to its last byte.
+"""Read NIfTI-1 and NIfTI-2 (.nii, .nii.gz). The header is checked before memory is allocated, the stream to its end.
 
-nibabel parses the header; its own loading would silently accept a NaN slope, a NaN affine and a cut checksum.
+nibabel only parses the header: its loader silently accepts a NaN slope, a NaN affine and a truncated checksum.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from ttepretrain.volume.image import ACQUISITION_KEYS, CTImage
 
 NUMBERS = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8")
 MAX_BYTES = 2**32  # of voxels
-DEFLATE_RATIO = 1032  # deflate never packs tighter, so a header cannot claim more
+DEFLATE_RATIO = 1032  # deflate cannot compress further, so a header cannot claim more
 MAX_DATA_OFFSET = 2**24  # bytes of header extensions
 PART_BYTES = 2**20  # of voxels read at a time
 MAX_TRAILING = 2**20  # bytes after the last voxel
-DISAGREE_MM = 1.0  # sform and qform further apart than this at a corner: flagged
+DISAGREE_MM = 1.0  # flagged where sform and qform differ by more at a corner
 MILLIMETRES, UNIT_UNKNOWN = 2, 0
 
 
@@ -46,7 +46,7 @@ def read_nifti(path: Path) -> CTImage:
         handle = path.open("rb")
     except IsADirectoryError:
         raise BadStudy(Reason.NOT_NIFTI, "a folder") from None
-    # numbers are judged by what they are; a signalling NaN warns when it is cast
+    # values are checked below; casting a signalling NaN would warn
     with handle, np.errstate(all="ignore"):
         size = os.fstat(handle.fileno()).st_size
         packed = handle.read(2) == b"\x1f\x8b"
@@ -100,7 +100,7 @@ def _read_stream(stream: BinaryIO | igzip.IGzipFile, most_bytes: int) -> CTImage
 
 
 def _read_into(memory: memoryview, stream: BinaryIO | igzip.IGzipFile) -> int:
-    """Bytes read, fewer than asked for where the stream ends. By parts: gzip's readinto would make a second copy."""
+    """Number of bytes read; fewer than asked where the stream ends. In parts: gzip's readinto makes a second copy."""
     at = 0
     while at < len(memory) and (part := stream.read(min(PART_BYTES, len(memory) - at))):
         memory[at : at + len(part)] = part
@@ -109,7 +109,7 @@ def _read_into(memory: memoryview, stream: BinaryIO | igzip.IGzipFile) -> int:
 
 
 def _read_header(stream: BinaryIO | igzip.IGzipFile) -> Nifti1Header:
-    """Nifti1Header or Nifti2Header (its subclass), unchecked."""
+    """Nifti1Header or its subclass Nifti2Header, unchecked."""
     start = stream.read(Nifti1Header.template_dtype.itemsize)
     if len(start) < Nifti1Header.template_dtype.itemsize:
         raise BadStudy(Reason.NOT_NIFTI, "shorter than a header")
@@ -141,7 +141,7 @@ def _shape(header: Nifti1Header) -> tuple[int, int, int]:
 
 
 def _affine(header: Nifti1Header) -> tuple[np.ndarray, tuple[Flag, ...]]:
-    """Index D H W -> RAS+ mm: the sform where its code is set, else the qform; a file with neither has no left side."""
+    """Index D H W -> RAS+ mm: the sform where its code is set, else the qform. BadStudy without either."""
     if int(header["xyzt_units"]) & 7 not in (MILLIMETRES, UNIT_UNKNOWN):
         raise BadStudy(Reason.BAD_SPACING, "lengths are not in millimetres")
     pixdim = np.asarray(header["pixdim"][1:4], dtype=float)
@@ -162,13 +162,13 @@ def _affine(header: Nifti1Header) -> tuple[np.ndarray, tuple[Flag, ...]]:
     last = np.array([*(int(size) - 1 for size in header["dim"][1:4]), 0])
     corners = np.array([[*(last[:3] * corner), 1] for corner in np.ndindex(2, 2, 2)])
     apart = np.abs(corners @ (affine_WHD - other)[:3].T).max()
-    # index order D H W: the first three columns turned around
+    # index order D H W: the first three columns reversed
     affine = np.asarray(affine_WHD, dtype=float)[:, [2, 1, 0, 3]]
     return affine, (() if apart <= DISAGREE_MM else (Flag.AFFINES_DISAGREE,))
 
 
 def _to_hu(stored: np.ndarray, slope: float, intercept: float) -> tuple[np.ndarray, tuple[Flag, ...]]:
-    """HU as int16 where every value is whole, else float32; few NaN become air, many are refused."""
+    """HU as int16 where every value is whole, else float32. Few NaN become PADDING_HU; many refuse the study."""
     native = stored.dtype.newbyteorder("=")
     if native.kind in "iu" and slope == 1 and intercept == int(intercept):
         low, high = int(stored.min()) + int(intercept), int(stored.max()) + int(intercept)

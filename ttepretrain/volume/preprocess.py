@@ -1,4 +1,4 @@
-"""The one path from a scan on disk to the volume a network sees: pretraining, evaluation, probes and the command line.
+"""The only path from a scan on disk to the volume a network sees, in pretraining, evaluation and the commands.
 
 read -> plausible HU? -> nearest axes to RAS+ -> clip -> centre -> resample -> round
 """
@@ -21,7 +21,7 @@ from ttepretrain.volume.resample import FWHM_PER_SIGMA, Limits, resample, separa
 from ttepretrain.volume.source import is_nifti, refuse_special
 from ttepretrain.volume.spec import VolumeSpec
 
-# The body is looked for on cells of this size: large enough that the mean over a couch or a tube is air.
+# The body is located on cells of this size, so large that the mean over a couch or a tube is air.
 BODY_CELL_MM = 12.0
 BODY_HU = -350.0
 
@@ -32,9 +32,9 @@ class Volume:
 
     hu_DHW: np.ndarray  # int16, spec.shape_DHW
     affine: np.ndarray  # 4 x 4 float64: index D H W -> RAS+ mm of the scanner
-    flags: tuple[str, ...]  # repairs, see checks.Flag
+    flags: tuple[str, ...]  # checks.Flag
     acquisition: dict[str, str | float | bool | None]
-    source_spacing_mm: tuple[float, float, float]  # D H W, after turning to RAS+
+    source_spacing_mm: tuple[float, float, float]  # D H W, along RAS+
     source_shape_DHW: tuple[int, int, int]  # likewise
     acquired: datetime | None  # as in CTImage
 
@@ -74,8 +74,8 @@ def read_ct(path: Path, reading: Reading = DEFAULT_READING, wanted: Wanted = WHA
 
 
 def to_grid(image: CTImage, spec: VolumeSpec) -> tuple[np.ndarray, np.ndarray]:
-    """int16 HU on the spec's grid, and the grid's affine; `image` runs along RAS+."""
-    # Clipped before filtering, so that metal and padding below air do not bleed into their neighbours.
+    """int16 HU on the spec's grid, and the affine of the grid. `image` must be aligned with RAS+ (to_ras)."""
+    # Clipped before filtering, so that metal and padding do not bleed into their neighbours.
     limits = float(spec.hu_range[0]), float(spec.hu_range[1])
     stored = unflipped(image)
     centre_mm = _body_centre_mm(stored, limits) if spec.fit == "body" else _image_centre_mm(image, spec)
@@ -91,7 +91,7 @@ def to_grid(image: CTImage, spec: VolumeSpec) -> tuple[np.ndarray, np.ndarray]:
 def stretch(image: CTImage, spec: VolumeSpec) -> tuple[np.ndarray, np.ndarray]:
     """int16 of the image averaged onto the spec's shape, its extremes at the ends of hu_range, and its affine.
 
-    For comparison with the paper alone: neither spacing nor orientation count, and one bright voxel darkens the rest.
+    Only for comparison with the paper: it ignores spacing and orientation, and one bright voxel darkens all others.
     """
     hu_DHW = torch.from_numpy(np.ascontiguousarray(image.hu_DHW, np.float32))
     lowest, highest = hu_DHW.min(), hu_DHW.max()
@@ -105,8 +105,10 @@ def stretch(image: CTImage, spec: VolumeSpec) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _image_centre_mm(image: CTImage, spec: VolumeSpec) -> np.ndarray:
-    """Middle of the grid that padding or cropping about the image's centre gives, after a resampling that keeps the
-    first voxel's centre: what MONAI's Spacing, SpatialPad and CenterSpatialCrop do to the voxel."""
+    """Middle of the grid after resampling from the first voxel's centre, then padding or cropping about the centre.
+
+    The same voxels as MONAI's Spacing, SpatialPad and CenterSpatialCrop.
+    """
     middle = []
     for size, mm, step, wanted in zip(image.hu_DHW.shape, image.spacing_mm, spec.spacing_mm, spec.shape_DHW):
         resampled = round((size - 1) * mm / step + 1)

@@ -4,11 +4,12 @@ One operator: a Gaussian along the source's own axes, then trilinear interpolati
 
     out(p) = sum_i trilinear(p, i) sum_j gauss(i - j; sigma) x(j),     sigma_a = sqrt(max(r_a^2 - 1, 0)) / 2.355
 
-where r_a is the extent of an output voxel along source axis a, in source voxels. The width makes the point spread of a
-scan with a full width at half maximum of one source voxel as wide as one output voxel (Cardoso et al., MICCAI 2015);
-it vanishes when upsampling. Weights sum to one, so a constant stays constant; outside the source the result is zero.
-Both factors separate along the source's axes. Where the grid runs along them too, which is nearly every CT, the whole
-operator is three products with banded matrices; otherwise the same matrices smooth and the interpolation gathers.
+where r_a is the extent of an output voxel along source axis a, in source voxels. This width turns a point spread with a
+full width at half maximum of one source voxel into one of one output voxel (Cardoso et al., MICCAI 2015). It is zero
+when upsampling. Weights sum to one, so a constant stays constant; outside the source the result is zero.
+
+Both factors separate along the axes of the source. If the grid is aligned with them, as for nearly every CT, the whole
+operator is three products with banded matrices. Otherwise the same matrices smooth, and the interpolation gathers.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ import torch
 from torch import Tensor
 
 FWHM_PER_SIGMA = 2.3548200450309493
-# Off-axis drift over the whole grid, in source voxels, that still counts as running along the axes.
+# Largest off-axis drift over the whole grid, in source voxels, of a grid that counts as aligned.
 ALIGNED_VOXELS = 0.01
-CHUNK = 2**20  # voxels that become float32 at a time, and stay in the processor's cache for two products
-BAND = 16  # output positions of one product: more of them multiply more zeros
+CHUNK = 2**20  # voxels converted to float32 at a time; they stay in the processor's cache for two products
+BAND = 16  # output positions per product; more of them multiply more zeros
 
 Limits = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Band:
-    """A block of rows of a matrix, without the columns that are 0 in all of them."""
+    """A block of rows of a matrix, without the columns that are zero in all of them."""
 
     rows: slice  # output positions
     columns: slice  # input voxels
@@ -44,9 +45,9 @@ def resample(
     grid_shape: tuple[int, int, int],
     limits: Limits | None = None,
 ) -> Tensor:
-    """float32 volume on the grid; both affines map D H W indices to the same mm. Outside the source it is 0.
+    """float32 volume on the grid; both affines map D H W indices to the same mm. It is 0 outside the source.
 
-    With limits the source, of any dtype, is clipped to them first and counted from the lower one.
+    With limits, the source (of any dtype) is first clipped to them, and the lower one is subtracted.
     """
     to_source = np.linalg.inv(affine) @ grid_affine  # grid index -> source index
     sigma_DHW = np.sqrt(np.maximum((to_source[:3, :3] ** 2).sum(axis=1) - 1.0, 0.0)) / FWHM_PER_SIGMA
@@ -89,9 +90,9 @@ def _multiply(out_DHW: Tensor, bands_DHW: list[list[Band]], x_DHW: Tensor, limit
     size_D, size_H, size_W = x_DHW.shape
     out_D, _, out_W = out_DHW.shape
     rows = max(1, CHUNK // (size_D * size_W))
-    # fresh memory costs as much as the products: these two are used again and again
+    # allocating costs as much as the products: these two are reused
     chunk, product = torch.empty(size_D * rows * size_W), torch.empty(out_D * rows * size_W)
-    # D and W some rows at a time; H, which needs them all, when little is left
+    # D and W a few rows at a time; then H, which needs all rows, when little is left
     thin_DHW = torch.empty(out_D, size_H, out_W)
     for begin in range(0, size_H, rows):
         x_DRW = x_DHW[:, begin : begin + rows]
@@ -110,7 +111,7 @@ def _multiply(out_DHW: Tensor, bands_DHW: list[list[Band]], x_DHW: Tensor, limit
 
 
 def _axis_matrix(positions: np.ndarray, size: int, sigma: float) -> tuple[Tensor, range]:
-    """Weights [positions, used voxels] of smoothing, then linear interpolation, and the voxels they touch."""
+    """Weights [positions, used voxels] of smoothing followed by linear interpolation, and the voxels used."""
     clamped = np.clip(positions, 0, size - 1)
     left = np.minimum(np.floor(clamped).astype(int), max(size - 2, 0))
     right = np.minimum(left + 1, size - 1)
@@ -132,7 +133,7 @@ def _axis_matrix(positions: np.ndarray, size: int, sigma: float) -> tuple[Tensor
 
 
 def _bands(matrix: Tensor) -> list[Band]:
-    """The matrix, no row of which is 0, in blocks of BAND rows."""
+    """The matrix in blocks of BAND rows. No row may be all zero."""
     bands = []
     for begin in range(0, len(matrix), BAND):
         weights = matrix[begin : begin + BAND]
@@ -160,9 +161,9 @@ def _gather(
         row = [float(value) for value in to_source[axis]]
         index = row[0] * d + row[1] * h + row[2] * w + row[3]
         inside &= (index >= -0.5) & (index <= full_shape[axis] - 0.5)
-        # grid_sample wants -1 at the first voxel's centre and 1 at the last one's
+        # grid_sample expects -1 at the centre of the first voxel and 1 at that of the last
         coordinates.append((index - float(low[axis])) * (2.0 / (x_DHW.shape[axis] - 1)) - 1.0)
-    points = torch.stack(coordinates[::-1], dim=-1)  # it also wants W H D
+    points = torch.stack(coordinates[::-1], dim=-1)  # and the order W H D
     sampled = torch.nn.functional.grid_sample(
         x_DHW[None, None], points[None], mode="bilinear", padding_mode="border", align_corners=True
     )[0, 0]

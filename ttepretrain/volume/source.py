@@ -1,4 +1,4 @@
-"""The files behind one study's image path, and the hash of their bytes. No torch here."""
+"""The files behind the image path of a study, and the hash of their bytes. No torch here."""
 
 from __future__ import annotations
 

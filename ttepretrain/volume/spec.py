@@ -1,4 +1,4 @@
-"""VolumeSpec: the grid, HU range and windows of the volume a network sees. No torch here: readers and Ray import it."""
+"""VolumeSpec: grid, HU range and windows of the volume a network sees. No torch here: readers and workers import it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from ttepretrain.config import require, require_choice
 from ttepretrain.volume.dicom.choice import DEFAULT_READING, MAX_GAP_MM, Reading, SeriesConfig
 
-# Part of every cache key: raise it when the same input would give other voxels, other flags or a refusal.
+# Part of every cache key. Raise it when the same input would give other voxels, other flags or a refusal.
 PREPROCESS_VERSION = 6
 
 Window = tuple[float, float]  # centre, width in HU
@@ -19,17 +19,17 @@ BONE: Window = (400.0, 1800.0)
 
 @dataclass(frozen=True)
 class VolumeSpec:
-    """Output contract of preprocessing: int16 HU, axes D H W, of which an index that grows runs
+    """What preprocessing returns: int16 HU with axes D H W.
 
-    D towards the head (superior), H towards the front (anterior), W towards the patient's right: RAS+ read backwards.
+    Indices increase towards the head along D, the front along H, and the patient's right along W (RAS+ reversed).
     """
 
-    spacing_mm: tuple[float, float, float]  # D H W; nominal where fit is `stretch`
+    spacing_mm: tuple[float, float, float]  # D H W; nominal if fit is `stretch`
     shape_DHW: tuple[int, int, int]
-    hu_range: tuple[int, int]  # stored values are clipped to it; air outside the scan is hu_range[0]
+    hu_range: tuple[int, int]  # stored values are clipped to it; outside the scan they are hu_range[0]
     windows: tuple[Window, ...]  # one input channel each
-    # body: the grid is centred on the body; image: on the image; stretch: the image's own axes are averaged onto the
-    # shape, whatever its spacing and orientation, and its lowest and highest value become hu_range
+    # body: the grid is centred on the body; image: on the image; stretch: the image is averaged onto the shape along
+    # its own axes, whatever its spacing, and its lowest and highest value become hu_range
     fit: str = "body"
     reading: Reading = DEFAULT_READING
 
@@ -51,7 +51,7 @@ class VolumeSpec:
         return self.to_json()
 
     def beyond_grid(self) -> dict:
-        """What else than the grid decides a stored voxel, where it is not the default: older documents lack it."""
+        """Settings beyond the grid that change stored voxels. Defaults are left out, as in old exports."""
         reading = self.reading.not_default()
         return ({} if self.fit == "body" else {"fit": self.fit}) | ({"reading": reading} if reading else {})
 
@@ -69,11 +69,11 @@ class VolumeSpec:
 
 PRESETS = {
     "default": VolumeSpec((3.0, 1.5, 1.5), (160, 224, 224), (-1024, 3071), (LUNG, SOFT_TISSUE, BONE)),
-    # For a laptop's CPU: the chest of an adult in 150 thousand voxels.
+    # For the CPU of a laptop: an adult's chest in 150,000 voxels.
     "small": VolumeSpec((6.0, 6.0, 6.0), (48, 56, 56), (-1024, 3071), (LUNG, SOFT_TISSUE, BONE)),
-    # Merlin's published input: its single window leaves [0, 1], since stored values end at 1000 HU.
+    # The input published with Merlin. Its window maps to [0, 1], since stored values end at 1000 HU.
     "merlin": VolumeSpec((3.0, 1.5, 1.5), (160, 224, 224), (-1000, 1000), ((-1000.0, 4000.0),), "image"),
-    # The paper's own input, for comparison: minimum and maximum of each scan become 0 and 1.
+    # The input of the paper, for comparison: minimum and maximum of each scan become 0 and 1.
     "reference": VolumeSpec((1.0, 1.0, 1.0), (224, 224, 224), (-32768, 32767), ((-32768.0, 131070.0),), "stretch"),
 }
 

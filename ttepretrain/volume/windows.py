@@ -9,7 +9,7 @@ from ttepretrain.volume.spec import Window
 
 
 def apply_windows(volume_BDHW: Tensor, windows: tuple[Window, ...]) -> Tensor:
-    """float32 [B, C, D, H, W] in [-1, 1]: each window's lower edge and below is -1, its upper edge and above 1."""
+    """float32 [B, C, D, H, W]: -1 at and below the lower edge of a window, 1 at and above its upper edge."""
     centre_C, width_C = torch.tensor(windows, dtype=torch.float32, device=volume_BDHW.device).unbind(1)
     scale_C = 2.0 / width_C
     per_channel = (1, -1, 1, 1, 1)

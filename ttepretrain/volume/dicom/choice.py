@@ -1,4 +1,4 @@
-"""Which series of a study is read: the table's, else the first by a stated rule. No pydicom here."""
+"""Which series of a study is read: the one in the study table, else the best by stated rules. No pydicom here."""
 
 from __future__ import annotations
 
@@ -90,9 +90,9 @@ DEFAULT_READING, WHATEVER = Reading(), Wanted()
 def choose_series(
     series: Mapping[str, Sequence[Values]], reading: Reading, wanted: Wanted
 ) -> tuple[str, tuple[Flag, ...]]:
-    """UID of the series to read; BadStudy where none fits, or where the table names none and studies are mixed.
+    """UID of the series to read. BadStudy if none fits, or if studies are mixed and the table names no series.
 
-    It is chosen before it is examined: when it turns out damaged the study is refused, not another series taken.
+    The series is chosen before it is examined. If it turns out damaged, the study is refused: no other series is read.
     """
     if wanted.series_uid is not None:
         if wanted.series_uid not in series:
@@ -107,7 +107,7 @@ def choose_series(
 
 
 def check_identity(pictures: Sequence[Values], wanted: Wanted) -> None:
-    """BadStudy unless the series is of one patient, the table's where it names one, and of one study."""
+    """BadStudy unless the series is of one study and one patient: the one in the table, where it names one."""
     _check_one_study(pictures, "series")
     patient = {text(values, "PatientID") for values in pictures} - {""}
     if wanted.patient_id is not None and patient - {wanted.patient_id.strip()}:
@@ -117,13 +117,13 @@ def check_identity(pictures: Sequence[Values], wanted: Wanted) -> None:
 
 
 def _check_one_study(pictures: Sequence[Values], where: str) -> None:
-    """BadStudy where two pictures contradict each other; what is not said contradicts nothing."""
+    """BadStudy if two pictures contradict each other. A missing value contradicts nothing."""
     ids = {text(values, "PatientID") for values in pictures} - {""}
     with_id, without_id = (
         {_name(values) for values in pictures if bool(text(values, "PatientID")) == said} - {""}
         for said in (True, False)
     )
-    # where there is an identifier it counts: names change by marriage and by hand
+    # an identifier takes precedence: names change by marriage and by hand
     if len(ids) > 1 or (without_id - with_id if with_id else len(without_id) > 1):
         raise BadStudy(Reason.IDENTITY_CONFLICT, f"images of two patients in one {where}")
     if len({text(values, "StudyInstanceUID") for values in pictures} - {""}) > 1:
@@ -146,7 +146,7 @@ def _fits(pictures: Sequence[Values], reading: Reading) -> bool:
 
 
 def _score(pictures: Sequence[Values], criterion: str, reading: Reading) -> float:
-    """Higher is preferred."""
+    """Score of a series by one criterion; higher is preferred."""
     if criterion == "original":
         reformats = sum("DERIVED" in texts(values, "ImageType") for values in pictures)
         return float(2 * reformats <= len(pictures))
@@ -159,7 +159,7 @@ def _score(pictures: Sequence[Values], criterion: str, reading: Reading) -> floa
 
 
 def _positions(pictures: Sequence[Values]) -> int:
-    """Different positions: a bolus tracker is a hundred pictures at one."""
+    """Number of different positions: a bolus tracker has a hundred pictures at one."""
     return len({str(values.get("ImagePositionPatient")) for values in pictures})
 
 

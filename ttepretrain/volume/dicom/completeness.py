@@ -1,4 +1,4 @@
-"""Whether a series is read whole: what was left out of a study, and what of that may be a slice. No pixels here."""
+"""Whether a series is complete: which files were left out, and which of them may be slices of it. No pixels here."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from ttepretrain.volume.dicom.tags import text
 
 DAMAGED = (Reason.TRUNCATED, Reason.UNREADABLE, Reason.TOO_LARGE)
 NO_PICTURES = (Reason.NOT_DICOM, Reason.NOT_IMAGE)
-MARKER_BYTES = 132  # a preamble, mostly of zeros, and DICM
+MARKER_BYTES = 132  # a preamble, mostly zeros, followed by DICM
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Why a file, or some of its frames, is no slice."""
+    """Why a file, or one of its frames, is not a slice."""
 
     reason: Reason
-    series_uid: str = ""  # that it names; "" where it names none or cannot be read
-    sop_classes: frozenset[str] = frozenset()  # that it states; likewise
+    series_uid: str = ""  # stated in the file; "" if missing or unreadable
+    sop_classes: frozenset[str] = frozenset()  # stated in the file; likewise
 
 
 Skipped = Mapping[Path, LeftOut]
 
 
 def lost_slices(found: Sequence[Picture], skipped: Skipped) -> Skipped:
-    """Every file that may have been a slice of whichever series, since it can no longer be read, and what it suffers.
+    """The unreadable files that may have been slices of any series, with the reason each cannot be read.
 
-    A file without the DICOM marker counts where it is named as the slices are: it has their suffix or, where they have
-    none, a digit in its name and nothing but zeros where the marker should be.
+    A file without the DICOM marker counts if it is named like the slices: with their suffix or, if they have none, with
+    a digit in its name and only zeros where the marker should be.
     """
     classes = _classes(found)
     suffixes = {_suffix(file) for file in {picture.header.file for picture in found}}
@@ -51,7 +51,7 @@ def lost_slices(found: Sequence[Picture], skipped: Skipped) -> Skipped:
 
 
 def refuse_lost(lost: Skipped) -> None:
-    """BadStudy with what the user can do most about."""
+    """BadStudy if there is a lost slice, with the reason that the user can do most about."""
     reasons = [left.reason for left in lost.values()]
     if Reason.UNSUPPORTED_SYNTAX in reasons:
         raise BadStudy(Reason.UNSUPPORTED_SYNTAX, NO_DECODER)
@@ -60,9 +60,9 @@ def refuse_lost(lost: Skipped) -> None:
 
 
 def check_none_lost(uid: str, found: Sequence[Picture], lost: Skipped, named: Path) -> tuple[Flag, ...]:
-    """BadStudy where a lost slice may be of the series `uid`: by its own UID, or, where that is unknown, by its folder.
+    """BadStudy if a lost slice may belong to the series `uid`: by its own UID or, if that is unknown, by its folder.
 
-    Flagged where slices of other series lie in that folder and none of this one, or where the path names one file of a
+    Flagged instead if that folder has slices of other series and none of this one, or if the path names one file in a
     folder of several series.
     """
     own, others = (
@@ -70,7 +70,7 @@ def check_none_lost(uid: str, found: Sequence[Picture], lost: Skipped, named: Pa
         for mine in (True, False)
     )
     elsewhere = others - (set() if named.is_file() else own)
-    # of a file that was cut within its UID the beginning is left
+    # a file truncated within its UID still has the beginning of it
     ours = {file: left for file, left in lost.items() if uid.startswith(left.series_uid)}
     beside = {file for file, left in ours.items() if not (uid and left.series_uid == uid) and file.parent in elsewhere}
     refuse_lost({file: left for file, left in ours.items() if file not in beside})
@@ -78,9 +78,9 @@ def check_none_lost(uid: str, found: Sequence[Picture], lost: Skipped, named: Pa
 
 
 def check_none_left_out(series: Sequence[Picture], skipped: Skipped) -> tuple[Flag, ...]:
-    """BadStudy where a picture of the series was left out, other than a localizer: it may be its last slice.
+    """BadStudy if a picture of the series, other than a localizer, was left out: it may be its last slice.
 
-    Objects of other SOP classes than CT and the slices' own are no slices: they are flagged.
+    Objects of SOP classes other than CT and that of the slices are not slices. They are flagged.
     """
     uid, classes = text(series[0].values, "SeriesInstanceUID"), _classes(series)
     no_slices = (Reason.LOCALIZER, *(() if uid else NO_PICTURES))
@@ -94,7 +94,7 @@ def check_none_left_out(series: Sequence[Picture], skipped: Skipped) -> tuple[Fl
 
 
 def refuse_without_pictures(skipped: Skipped) -> None:
-    """BadStudy with the commonest reason among the DICOM images; a study of reports alone is NOT_IMAGE."""
+    """BadStudy with the most frequent reason among the DICOM images; NOT_IMAGE for a study of reports alone."""
     counts = Counter(left.reason for left in skipped.values())
     for others in (NO_PICTURES, (Reason.NOT_DICOM,), ()):
         left = {reason: count for reason, count in counts.items() if reason not in others}
@@ -113,12 +113,12 @@ def _may_be_slice(left: LeftOut, classes: set[str]) -> bool:
 
 
 def _suffix(file: Path) -> str:
-    """In small letters; none where it is a number, the end of a UID."""
+    """Suffix in lower case; "" if it is a number, which is the end of a UID."""
     suffix = file.suffix.lower()
     return "" if suffix[1:].isdigit() else suffix
 
 
 def _is_blank(file: Path) -> bool:
-    """Whether the file is empty, or has zeros alone where a DICOM file begins."""
+    """Whether the file is empty, or has only zeros where the DICOM marker should be."""
     with file.open("rb") as handle:
         return not any(handle.read(MARKER_BYTES))

@@ -1,6 +1,6 @@
-"""Compressed pixels through a child process that may crash, hang or run out of memory without harm to this one.
+"""Decode compressed pixels in a child process, which may crash, hang or run out of memory without harm to this one.
 
-The child is started when the first compressed file comes, kept for the process's life and replaced when it dies.
+The child starts with the first compressed file, lives as long as this process, and is replaced when it dies.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ START = (
     "from ttepretrain.volume.dicom.decoder_child import serve; serve()"
 )
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-MAX_DEATHS = 3  # of children over one study: some die of what others on the machine do
-TOO_SLOW = {  # by exit status; not tried again: another child would take as long
+MAX_DEATHS = 3  # of children per study: some die because of other processes on the machine
+TOO_SLOW = {  # by exit status; not retried: another child would take as long
     -signal.SIGPROF: f"a picture took more than {CPU_SECONDS_PER_PICTURE:g} s of the processor to decode",
     -signal.SIGALRM: f"a picture took more than {SECONDS_PER_PICTURE:g} s to decode",
 }
-PIPE_BYTES = 2**20  # the child decodes ahead that far
+PIPE_BYTES = 2**20  # how far the child decodes ahead
 
-# A list for each process: what a fork inherits belongs to its parent.
+# One list per process: children inherited by a fork belong to its parent.
 _idle: dict[int, list[subprocess.Popen[bytes]]] = {}
 
 
@@ -51,13 +51,13 @@ class _Died(Exception):
 
 
 def decoded(files: Sequence[CodedFile]) -> Iterator[np.ndarray]:
-    """Stored bit patterns, uint16 [H, W], of every frame of the files in order; BadStudy when one cannot be decoded."""
+    """Stored bit patterns, uint16 [H, W], of every frame of the files, in order. BadStudy if one cannot be decoded."""
     delivered = 0
     for _ in range(MAX_DEATHS):
         child, usable = _take(), False
         try:
             for number, frame_HW in enumerate(_frames(child, files)):
-                if number == delivered:  # else it came before the last child died
+                if number == delivered:  # else an earlier child already delivered it
                     yield frame_HW
                     delivered += 1
             usable = True

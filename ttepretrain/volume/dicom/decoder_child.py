@@ -1,10 +1,11 @@
-"""The child process that decodes compressed pixels: codecs are C, and files are made to hurt them. No torch here.
+"""The child process that decodes compressed pixels: codecs are written in C, and malicious files exist. No torch here.
 
-In: a length, then a JSON list of CodedFile. Out, for every frame of every file in turn: a status byte and a length,
-then rows x columns x 2 bytes of it; or, in its place and ending the answer, as JSON [reason, detail] of a refusal or
-[errno, text] of the file system.
-A picture that takes too much of the processor ends the process by SIGPROF, one that only waits by SIGALRM, too much
-memory by the limit of its address space.
+Input: a length, then a JSON list of CodedFile.
+Output: for every frame of every file in turn, a status byte, a length and rows x columns x 2 bytes. If a frame cannot
+be decoded, the answer ends with JSON instead: [reason, detail] of a refusal, or [errno, text] of the file system.
+
+A picture that needs too much processor time ends the process by SIGPROF, one that waits too long by SIGALRM, and one
+that needs too much memory by the limit of the address space.
 """
 
 from __future__ import annotations
@@ -32,24 +33,24 @@ from ttepretrain.errors import BadStudy
 from ttepretrain.volume.checks import Reason
 from ttepretrain.volume.dicom.syntaxes import DECODERS, DEFLATED, ENCAPSULATED
 
-CPU_SECONDS_PER_PICTURE = 30.0  # of the processor: on an overloaded machine a sound picture takes many times as long
-SECONDS_PER_PICTURE = 300.0  # on the wall's clock, for what neither computes nor ends
-MEMORY_BYTES = 2**30  # beyond what the process holds when it starts
+CPU_SECONDS_PER_PICTURE = 30.0  # processor time; on an overloaded machine, wall time can be many times as long
+SECONDS_PER_PICTURE = 300.0  # wall time, for a decoder that waits for ever
+MEMORY_BYTES = 2**30  # beyond what the process uses when it starts
 FRAME, REFUSED, FAILED = 0, 1, 2
 REQUEST, REPLY = struct.Struct("<Q"), struct.Struct("<BQ")
 INFLATE_BYTES = 2**20  # at a time
-END_OF_IMAGE = b"\xff\xd9"  # of every codestream of the JPEG family
+END_OF_IMAGE = b"\xff\xd9"  # ends every codestream of the JPEG family
 NO_DECODER = "no decoder for this transfer syntax; most are read where ttepretrain[codecs] is installed"
 
 
 @dataclass(frozen=True)
 class CodedFile:
-    """Where a file's compressed pixels lie, and all that decoding them needs to know; frames of 16 bits, grey."""
+    """Where the compressed pixels of a file are, and what decoding them needs. Frames are grey, 16 bits."""
 
     file: str
     syntax: str
-    at: int  # first byte of the pixels' value, or of the stream where all but the meta information is deflated
-    skip: int  # bytes of the inflated stream before the pixels; else 0
+    at: int  # first byte of the pixels, or of the stream if all but the meta information is deflated
+    skip: int  # bytes before the pixels in the inflated stream; else 0
     frames: int
     rows: int
     columns: int
@@ -58,7 +59,7 @@ class CodedFile:
 
 
 def serve() -> None:
-    """Answer on standard output what comes on standard input, until the parent closes its end or is gone."""
+    """Answer requests from standard input on standard output, until the parent closes its end or exits."""
     requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # some codecs print
     _fence()
@@ -69,11 +70,13 @@ def serve() -> None:
 
 
 def _fence() -> None:
-    """Limits of this process, and silence: libraries quote values of the file, which may name the patient."""
+    """Limit this process and silence its libraries, which quote values of the file that may name the patient."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # sent to whole groups; the parent ends it, by closing its end
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold pictures
-    with suppress(OSError, ValueError):  # not Linux: time alone is limited
+        signal.signal(
+            number, signal.SIG_IGN
+        )  # sent to whole process groups; the parent ends this process by closing its end
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would contain images
+    with suppress(OSError, ValueError):  # outside Linux, only time is limited
         held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY_BYTES, held + MEMORY_BYTES))
     logging.disable(logging.CRITICAL)
@@ -92,7 +95,7 @@ def _answer(files: list[CodedFile], replies: BinaryIO) -> None:
         status, why = REFUSED, [str(refusal.code), refusal.detail]
     except MemoryError:
         status, why = REFUSED, [Reason.DECODER, f"decoding takes more than {MEMORY_BYTES >> 20} MB"]
-    except BaseException as error:  # whatever a damaged byte leads to; a panic of Rust is no Exception
+    except BaseException as error:  # anything a damaged byte may cause; a Rust panic is not an Exception
         status, why = REFUSED, [Reason.UNREADABLE, f"pixels cannot be decoded ({type(error).__name__})"]
         if isinstance(error, OSError) and error.errno is not None:
             status, why = FAILED, [error.errno, os.strerror(error.errno)]
@@ -101,14 +104,14 @@ def _answer(files: list[CodedFile], replies: BinaryIO) -> None:
 
 
 def _timed(frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    """The same, each within its time; waiting for the parent does not count."""
+    """The same frames, each within its time limit. Waiting for the parent does not count."""
     limits = {signal.ITIMER_PROF: CPU_SECONDS_PER_PICTURE, signal.ITIMER_REAL: SECONDS_PER_PICTURE}
     while True:
         for clock, seconds in limits.items():
             signal.setitimer(clock, seconds)
         try:
             frame_HW = next(frames, None)
-        finally:  # a refusal too: an armed clock would end the process while it waits for the next study
+        finally:  # also after a refusal: a running timer would end the process while it waits for the next study
             for clock in limits:
                 signal.setitimer(clock, 0)
         if frame_HW is None:
@@ -117,7 +120,7 @@ def _timed(frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def decode(coded: CodedFile) -> Iterator[np.ndarray]:
-    """Stored values [H, W], int16 or uint16, of each frame in the file's order."""
+    """Stored values [H, W], int16 or uint16, of each frame in the order of the file."""
     wanted = np.dtype(np.int16 if coded.signed else np.uint16)
     with Path(coded.file).open("rb") as handle:
         for frame_HW in _inflated(handle, coded) if coded.syntax == DEFLATED else _decoded(handle, coded):
@@ -154,14 +157,14 @@ def _decoded(handle: BinaryIO, coded: CodedFile) -> Iterator[np.ndarray]:
 
 
 def _check_ends(handle: BinaryIO, frames: int) -> None:
-    """BadStudy where a codestream stops before its end: decoders make up the rest, and say nothing."""
+    """BadStudy if a codestream ends early: decoders silently invent the rest."""
     for codestream in generate_frames(handle, number_of_frames=frames):
-        if not codestream.rstrip(b"\0\xff").endswith(END_OF_IMAGE):  # what follows is padding
+        if not codestream.rstrip(b"\0\xff").endswith(END_OF_IMAGE):  # the rest is padding
             raise BadStudy(Reason.UNREADABLE, "a compressed picture ends early")
 
 
 def _inflated(handle: BinaryIO, coded: CodedFile) -> Iterator[np.ndarray]:
-    """Frames out of a deflated file, of which never much more than one is in memory."""
+    """Frames of a deflated file, with little more than one in memory at a time."""
     handle.seek(coded.at)
     size, skip, left = coded.rows * coded.columns * 2, coded.skip, coded.frames
     held = bytearray()

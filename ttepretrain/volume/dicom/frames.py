@@ -1,6 +1,7 @@
-"""The pictures in DICOM files: one, or the frames of Enhanced and Legacy Converted Enhanced CT; and why some are none.
+"""The CT slices in DICOM files, and why a file has none.
 
-What a classic file says once, an enhanced one says in functional groups: shared by its frames, or for each of them.
+A classic file has one picture. Enhanced and Legacy Converted Enhanced CT have many frames, which are described in
+functional groups: shared by all frames, or for each of them.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ CT_CLASS = "1.2.840.10008.5.1.4.1.1.2"
 MULTIFRAME_CLASSES = (f"{CT_CLASS}.1", f"{CT_CLASS}.2")  # enhanced, legacy converted
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 CONCATENATION = ("ConcatenationUID", "InConcatenationNumber", "ConcatenationFrameOffsetNumber")
-MAX_FRAMES = 20_000  # of one file; each gets a kilobyte of values before it is judged
+MAX_FRAMES = 20_000  # per file; each takes a kilobyte before it is checked
 SHARED, PER_FRAME = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
-# The last two hold what a conversion found no place for; first, so that a proper group overrides it.
+# The first two hold what a conversion found no place for. They come first, so that a proper group overrides them.
 GROUPS = """
     UnassignedSharedConvertedAttributesSequence UnassignedPerFrameConvertedAttributesSequence
     FrameContentSequence PlanePositionSequence PlaneOrientationSequence PixelMeasuresSequence
@@ -34,7 +35,7 @@ GROUPS = """
 
 @dataclass(frozen=True)
 class Picture:
-    """One slice: a frame of a file, with all that is said of it."""
+    """One slice: a frame of a file, with all its values."""
 
     header: Header
     frame: int
@@ -42,9 +43,9 @@ class Picture:
 
 
 def pictures(header: Header) -> tuple[list[Picture], Reason | None]:
-    """CT slices with a place in space in one file, and why one of its pictures was left out.
+    """CT slices of one file that have a position, and why another of its pictures was left out.
 
-    BadStudy with the reason when the whole file holds none.
+    BadStudy if the file has no such slice.
     """
     _check_file(header)
     frames: list[Values] = [header.values]
@@ -61,14 +62,14 @@ def pictures(header: Header) -> tuple[list[Picture], Reason | None]:
 
 
 def sop_classes(header: Header) -> frozenset[str]:
-    """What the file says it is, in its meta information and itself."""
+    """SOP classes that the file states, in its meta information and in its header."""
     return frozenset({text(header.values, "SOPClassUID"), header.storage_class} - {""})
 
 
 def check_concatenations(pictures: Sequence[Picture]) -> None:
-    """BadStudy where a multi-frame object was written as several files, a concatenation, and not all of them are here.
+    """BadStudy if a multi-frame object was written as several files (a concatenation) and one of them is missing.
 
-    A last file can only be missed where the others state their number.
+    A missing last file is noticed only if the others state their number.
     """
     frames: defaultdict[str, dict[int, tuple[int, int]]] = defaultdict(
         dict
@@ -76,7 +77,7 @@ def check_concatenations(pictures: Sequence[Picture]) -> None:
     totals: defaultdict[str, set[str]] = defaultdict(set)
     for values in {id(picture.header): picture.header.values for picture in pictures}.values():
         total = text(values, "InConcatenationTotalNumber")
-        if text(values, "ConcatenationUID") or total not in ("", "0", "1"):  # else the one part is the whole
+        if text(values, "ConcatenationUID") or total not in ("", "0", "1"):  # else this part is the whole
             number, first = (int(numbers(values, keyword, 1, Reason.MISSING_SLICE)[0]) for keyword in CONCATENATION[1:])
             uid = text(values, "ConcatenationUID")
             frames[uid][number] = first, first + int(values.get("NumberOfFrames") or 1)
@@ -89,7 +90,7 @@ def check_concatenations(pictures: Sequence[Picture]) -> None:
 
 
 def _check_file(header: Header) -> None:
-    """BadStudy unless the file holds grey 16-bit CT pictures that lie somewhere."""
+    """BadStudy unless the file has grey 16-bit CT pictures with a position."""
     values = header.values
     if header.storage_class == DIRECTORY_CLASS:
         raise BadStudy(Reason.NOT_IMAGE, "a DICOMDIR")
@@ -125,7 +126,7 @@ def _why_no_slice(values: Values) -> Reason | None:
 
 
 def _frames(values: Values) -> list[Values]:
-    """What is said of each frame, as a file of that frame alone would say it."""
+    """Values of each frame, as a file with that frame alone would state them."""
     shared, per_frame = (list(values.get(keyword) or []) for keyword in (SHARED, PER_FRAME))
     if not per_frame:
         raise BadStudy(Reason.UNSUPPORTED_MULTIFRAME, "no functional groups: nothing says where the frames lie")

@@ -1,6 +1,6 @@
-"""The headers of DICOM files: parsed by pydicom through an allow-list of tags, the pixels left where they are.
+"""Headers of DICOM files, parsed by pydicom and limited to a list of tags. The pixels stay in the file.
 
-Files without the DICOM marker are no DICOM to us: nothing is ever forced.
+A file without the DICOM marker is not DICOM: reading is never forced.
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ from ttepretrain.volume.dicom.tags import TAGS
 KEYWORDS = {tag: keyword for keyword in TAGS if (tag := tag_for_keyword(keyword)) is not None}
 PADDING = ("PixelPaddingValue", "PixelPaddingRangeLimit")
 TRANSFER_SYNTAX, STORAGE_CLASS, PIXEL_DATA = 0x00020010, 0x00020002, 0x7FE00010
-BEFORE_PIXELS = PIXEL_DATA.__gt__  # of a tag; pydicom's comparison is Python code, and asked for every element
-# The pixels start within it, inflated or not: a header of a thousand frames has 4 MB, and a deflated gigabyte or a
-# file full of empty sequences would fill the memory before anything could be judged.
+BEFORE_PIXELS = (
+    PIXEL_DATA.__gt__
+)  # of a tag; a plain int, since pydicom's comparison is slow and called for every element
+# The pixels must start within it, inflated or not. A header of a thousand frames has 4 MB; a deflated gigabyte, or a
+# file full of empty sequences, would fill the memory before it can be checked.
 MAX_HEADER_BYTES = 2**24
-# Of all its sequences: parsed, each takes a kilobyte. 4,096 frames of sixty items have half as many.
+# In all sequences of a header; each takes a kilobyte when parsed. 4,096 frames with sixty items have half as many.
 MAX_ITEMS, ITEM_BYTES, ITEM_TAGS = 2**19, 8, (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
 
 
@@ -42,35 +44,37 @@ class Header:
 
     file: Path
     syntax: str
-    storage_class: str  # as the file meta information declares it
-    values: dict[str, Any]  # by keyword: those of TAGS that the file has; none where the syntax is unknown
-    body_at: int  # first byte behind the meta information
-    pixels_at: int | None  # first byte of the pixels' value; counted in the inflated body where deflated; None: none
-    pixels_length: int  # bytes; 0xFFFFFFFF where undefined, as for compressed pixels
-    damage: BadStudy | None = None  # of all behind the meta information, which alone was read then
+    storage_class: str  # as stated in the file meta information
+    values: dict[str, Any]  # by keyword: those of TAGS in the file; empty if the syntax is unknown
+    body_at: int  # first byte after the meta information
+    pixels_at: int | None  # first byte of the pixels, within the inflated body if deflated; None: no pixels
+    pixels_length: int  # bytes; 0xFFFFFFFF if undefined, as for compressed pixels
+    damage: BadStudy | None = None  # of everything after the meta information, which is all that was read
 
 
 @contextmanager
 def declared_damage() -> Iterator[None]:
-    """BadStudy for whatever pydicom raises over a damaged byte, now or when a nested value is asked for."""
+    """BadStudy for anything pydicom raises because of a damaged byte, also later, when a nested value is read."""
     try:
         yield
     except (BadStudy, MemoryError):
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:  # pydicom's own, of damaged sequences, have none
+        if (
+            isinstance(error, OSError) and error.errno is not None
+        ):  # pydicom's own errors, about damaged sequences, have none
             raise
         raise BadStudy(Reason.UNREADABLE, "the header is damaged") from None
 
 
 class HeaderReader:
-    """Reads headers of one study. A value that was met before is not converted again: slices share nearly all."""
+    """Reads the headers of one study. Equal values are converted once, since slices share nearly all of them."""
 
     def __init__(self) -> None:
         self._known: dict[tuple, Any] = {}
 
     def read(self, file: Path) -> Header:
-        """The file's header; BadStudy with its reason where not even its meta information can be read."""
+        """Header of the file; BadStudy if not even its meta information can be read."""
         with file.open("rb") as handle:
             try:
                 read_preamble(handle, force=False)
@@ -95,7 +99,7 @@ class HeaderReader:
         return Header(file, syntax, storage_class, values, body_at, pixels_at, pixels_length)
 
     def _body(self, handle: BinaryIO, syntax: str, body_at: int) -> tuple[dict[str, Any], int | None, int]:
-        """Values, where the pixels' value begins, and its length."""
+        """Values, first byte of the pixels, and their length."""
         body, start = handle, 0
         if syntax == DEFLATED:
             deflated = handle.read(MAX_HEADER_BYTES)
@@ -129,7 +133,7 @@ class HeaderReader:
     def _value(self, keyword: str, element: RawDataElement | DataElement, charset: str | MutableSequence[str]) -> Any:
         if isinstance(element, DataElement):
             return element.value
-        if keyword in PADDING:  # its sign is not in its representation, where implicit, and often wrong elsewhere
+        if keyword in PADDING:  # its sign is not stored if implicit, and often wrong otherwise
             value = element.value or b""
             return int.from_bytes(value, "little" if element.is_little_endian else "big") if len(value) == 2 else None
         key = (keyword, element.VR, element.value, element.is_little_endian, str(charset))
@@ -139,7 +143,7 @@ class HeaderReader:
 
 
 def _bounded(header: bytes) -> BytesIO:
-    """The same to read from; BadStudy where its sequences would swell beyond all use."""
+    """The same as a stream; BadStudy if its sequences would take too much memory."""
     if sum(header.count(tag) for tag in ITEM_TAGS) > MAX_ITEMS:
         raise BadStudy(Reason.TOO_LARGE, f"more than {MAX_ITEMS} items in one header")
     return BytesIO(header)

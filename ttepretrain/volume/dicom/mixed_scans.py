@@ -1,4 +1,4 @@
-"""Whether the slices of a stack were made alike: two scans under one series UID make no volume. No pixels here."""
+"""Whether the slices of a stack come from one scan: two scans under one series UID are no volume. No pixels here."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ from ttepretrain.volume.dicom.stack import EVEN_MM, RUN_GAPS
 from ttepretrain.volume.dicom.tags import Values, has_contrast, numbers, text, texts, vendor
 from ttepretrain.volume.dicom.times import HALF_A_DAY, acquisition_time, day_of
 
-THICKNESS_FRACTION = 0.1  # stated thicknesses that differ less are one
-MINUTES_APART = 60  # two times that differ by more are those of two scans
-RETURNS = 3  # to a value behind a few slices of another; one or two may come of a value that was lost
+THICKNESS_FRACTION = 0.1  # thicknesses that differ by less are equal
+MINUTES_APART = 60  # times that differ by more belong to two scans
+RETURNS = 3  # to a value after a few slices of another; one or two may come from a missing value
 
-Places = Sequence[Sequence[Values]]  # in order along the stack; two pictures at one are told apart by their pixels
-Labels = list[frozenset]  # of each place, what its pictures say; empty where they say nothing
+Places = Sequence[
+    Sequence[Values]
+]  # in order along the stack; duplicates at one place are compared later, by their pixels
+Labels = list[frozenset]  # of each place, the values of its pictures; empty if none is stated
 
 
 def check_alike(places: Places) -> tuple[Flag, ...]:
-    """Flags of pictures that make one scan; BadStudy where they come of several.
+    """Flags of pictures that come from one scan; BadStudy if they come from several.
 
-    A A A A B B B B A A A A  regions of a protocol: flagged    A B A A B A B  two scans between each other: refused
-    What a picture does not say is what its neighbour says.
+    A A A A B B B B A A A A  regions of a protocol: flagged        A B A A B A B  two interleaved scans: refused
+    A missing value is taken from the neighbour.
     """
     if len({vendor(values) for place in places for values in place} - {""}) > 1:
         raise BadStudy(Reason.MIXED_GEOMETRY, "slices of two manufacturers in one series")
@@ -47,7 +49,7 @@ def check_alike(places: Places) -> tuple[Flag, ...]:
 
 
 def _mixed(keyword: str) -> BadStudy:
-    return BadStudy(Reason.MIXED_GEOMETRY, f"slices of different {keyword} lie between each other")
+    return BadStudy(Reason.MIXED_GEOMETRY, f"interleaved slices of different {keyword}")
 
 
 def _protocol(places: Places) -> Iterator[tuple[str, Labels]]:
@@ -56,7 +58,7 @@ def _protocol(places: Places) -> Iterator[tuple[str, Labels]]:
 
 
 def _occasion(places: Places) -> Iterator[tuple[str, Labels]]:
-    """What is one in a scan, but may be lost or odd in a slice of it."""
+    """Values that a scan shares, but that may be missing or odd in one of its slices."""
     for n in range(3):
         yield "ImageType", _labels(places, partial(_image_type, n))
     yield "ContrastBolusAgent", _labels(places, lambda values: "named" if has_contrast(values) else "none")
@@ -68,13 +70,13 @@ def _image_type(n: int, values: Values) -> str:
 
 
 def _numbering(places: Places) -> Iterator[tuple[str, Labels]]:
-    """What may differ in a scan from one slice to the next, but does not alternate."""
+    """Values that may change from one slice of a scan to the next, but do not alternate."""
     yield "AcquisitionNumber", _labels(places, lambda values: text(values, "AcquisitionNumber"))
     storages = defaultdict(list)
     for place in places:
         here = defaultdict(list)
         for values in place:
-            # with the slope or the sign the intercept changes by rights
+            # the intercept may change with the slope or the sign
             here[text(values, "RescaleSlope"), text(values, "PixelRepresentation")].append(values)
         for storage, pictures in here.items():
             storages[storage].append(pictures)
@@ -87,17 +89,17 @@ def _labels(places: Places, said: Callable[[Values], str]) -> Labels:
 
 
 def _measured(places: Places, keyword: str) -> list[list[float]]:
-    """The numbers said at each place."""
+    """The numbers stated at each place."""
     return [[number for values in place for number in _number(values, keyword)] for place in places]
 
 
 def _positive(places: Places, keyword: str) -> list[list[float]]:
-    """The same without zeros, which stand where a value was taken out."""
+    """The same without zeros, which stand for removed values."""
     return [[number for number in place if number > 0] for place in _measured(places, keyword)]
 
 
 def _rescale_varies(places: Places) -> bool:
-    """Whether slope or intercept change among pictures of one sign."""
+    """Whether slope or intercept change among pictures of the same sign."""
     scales = {
         (text(values, "PixelRepresentation"), *_number(values, "RescaleSlope"), *_number(values, "RescaleIntercept"))
         for place in places
@@ -107,7 +109,7 @@ def _rescale_varies(places: Places) -> bool:
 
 
 def _clusters(numbers: list[list[float]], slack: float, fraction: float = 0.0) -> Labels:
-    """Labels of numbers: one for those that lie no further apart than the slack, or than that share of them."""
+    """One label for numbers that are no further apart than the slack, or than that fraction of them."""
     known = np.unique([number for place in numbers for number in place])
     apart = np.diff(known, prepend=known[:1]) > np.maximum(slack, fraction * known)
     label = dict(zip(known, np.cumsum(apart)))
@@ -118,7 +120,7 @@ def _number(values: Values, keyword: str) -> list[float]:
     try:
         return numbers(values, keyword, 1, Reason.BAD_SPACING)
     except BadStudy:
-        return []  # not said
+        return []  # not stated
 
 
 def _minutes(places: Places) -> list[list[float]]:
@@ -135,12 +137,12 @@ def _minutes(places: Places) -> list[list[float]]:
 
 
 def _stretches(labels: Labels) -> list[tuple[frozenset, int]]:
-    """Each label along the stack with the number of its places side by side; places that say nothing left out."""
+    """Each label along the stack with its number of adjacent places. Places without a label are left out."""
     return [(label, len(list(places))) for label, places in groupby(filter(None, labels))]
 
 
 def _returns(stretches: Sequence[tuple[frozenset, int]]) -> int:
-    """How often a label comes back behind one or two others of a few places each: A B A, A B C A."""
+    """How often a label returns after one or two others of a few places each: A B A, A B C A."""
     short = [length < RUN_GAPS for _, length in stretches]
     return sum(
         any(stretches[j][0] == label and all(short[i + 1 : j]) for j in (i + 2, i + 3) if j < len(stretches))

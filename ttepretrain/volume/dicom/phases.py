@@ -1,6 +1,6 @@
-"""One phase of a series that passes its positions several times: contrast phases, repeats, 4D.
+"""One phase of a series that covers its positions several times: contrast phases, repeats, 4D.
 
-position  1 2 3 4 5 | 1 2 3 4 5        one tag with one value on the left and another on the right: two phases
+position  1 2 3 4 5 | 1 2 3 4 5        a tag with one value on the left and another on the right: two phases
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ttepretrain.volume.dicom.frames import Picture
 from ttepretrain.volume.dicom.tags import numbers, text, texts
 from ttepretrain.volume.dicom.times import HALF_A_DAY, day_of, seconds_of
 
-# The first that tells all phases apart counts.
+# The first that distinguishes all phases is used.
 TAGS_OF_PHASES = (
     "TemporalPositionIndex",
     "TemporalPositionIdentifier",
@@ -27,11 +27,11 @@ DATES = {"AcquisitionTime": "AcquisitionDate", "ContentTime": "ContentDate"}
 
 
 def one_phase(pictures: Sequence[Picture], which: str, source: Path) -> tuple[list[Picture], tuple[Flag, ...]]:
-    """The pictures of the `first` or `last` phase, of those in the file `source` where it is one.
+    """The pictures of the `first` or `last` phase; if `source` is a file, of the phases in that file.
 
-    All pictures where there is one phase, or `which` is `refuse`. Phases are told apart only where each of them has
-    one picture at every position of the series, reconstructed as in the others. What stays together, two pictures at
-    a position, is for the stack to refuse.
+    All pictures if there is one phase, or if `which` is `refuse`. Phases are separated only if each of them has one
+    picture at every position of the series, reconstructed in the same way. Otherwise two pictures share a position,
+    which the stack refuses.
     """
     spots = [_spot(picture) for picture in pictures]
     every = set(spots)
@@ -53,17 +53,17 @@ def one_phase(pictures: Sequence[Picture], which: str, source: Path) -> tuple[li
 
 
 def _spot(picture: Picture) -> tuple:
-    """Position in .01 mm, kernel and image type: two reconstructions of one acquisition are no two phases."""
+    """Position in .01 mm, kernel and image type: two reconstructions of one acquisition are not two phases."""
     position = numbers(picture.values, "ImagePositionPatient", 3, Reason.BAD_AFFINE)
     made = (tuple(texts(picture.values, keyword)) for keyword in ("ConvolutionKernel", "ImageType"))
     return (*(round(mm, 2) for mm in position), *made)
 
 
 def _values(pictures: Sequence[Picture], keyword: str) -> list[tuple[int, float] | None]:
-    """(day, number) of each picture, in order of time; None where it has no number, or midnight may hide the order.
+    """(day, number) of each picture, which sort by time. None if it has no number, or if midnight may hide the order.
 
-    A time is a number of seconds. The day is 0 for numbers that are no times, and for all pictures where one of them
-    has no date.
+    A time is a number of seconds. The day is 0 for numbers that are not times, and for all pictures if one of them has
+    no date.
     """
     said = [text(picture.values, keyword) for picture in pictures]
     if keyword not in DATES:

@@ -1,6 +1,6 @@
 """From an ordered DICOM stack to HU: unused bits, rescaling, padding, duplicates, even spacing.
 
-Uncompressed pixels are read here, from where the header says they lie; everything else is decoded behind the fence.
+Uncompressed pixels are read here, from the place stated in the header. All others are decoded in a child process.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class Storage:
 
     bits: int
     signed: bool
-    clear: bool  # bits above the stored ones may hold anything
-    padding: tuple[int, int] | None  # lowest and highest value that is no measurement
+    clear: bool  # bits above the stored ones may have any value
+    padding: tuple[int, int] | None  # lowest and highest value that is not a measurement
     slope: float
     intercept: float
 
 
 def read_stack(stack: Stack, pictures: Sequence[Picture]) -> tuple[np.ndarray, tuple[Flag, ...]]:
-    """hu_DHW on the stack's even grid: int16 where every value is whole, else float32."""
+    """HU [D, H, W] on the even grid of the stack, and flags. int16 if every value is whole, else float32."""
     slices = {(s.file, s.frame): (d, s) for d, place in enumerate(stack.places) for s in place}
     whole = all(s.slope == int(s.slope) and s.intercept == int(s.intercept) for _, s in slices.values())
     first = stack.places[0][0]
@@ -61,14 +61,14 @@ def read_stack(stack: Stack, pictures: Sequence[Picture]) -> tuple[np.ndarray, t
 
 
 def _suspicious(hu_DHW: np.ndarray) -> tuple[Flag, ...]:
-    """Flags of slices without a picture, and of one picture at two positions."""
+    """Flags for slices of a single value, and for the same image at two positions."""
     seen: dict[bytes, np.ndarray] = {}
     constant, repeated = 0, False
     for hu_HW in hu_DHW:
         if hu_HW.min() == hu_HW.max():
             constant += 1
             continue
-        row = hu_HW[len(hu_HW) // 2].tobytes()  # compared first, since all pairs of slices are many
+        row = hu_HW[len(hu_HW) // 2].tobytes()  # compared first: there are many pairs of slices
         repeated |= row in seen and np.array_equal(seen[row], hu_HW)
         seen[row] = hu_HW
     flags = (Flag.CONSTANT_SLICE,) if 0 < constant < len(hu_DHW) else ()
@@ -76,7 +76,7 @@ def _suspicious(hu_DHW: np.ndarray) -> tuple[Flag, ...]:
 
 
 def to_hu(stored_HW: np.ndarray, storage: Storage) -> np.ndarray:
-    """HU of stored bit patterns, given as uint16: int16 where slope and intercept are whole, else float32."""
+    """HU of stored bit patterns (uint16): int16 if slope and intercept are whole, else float32."""
     spare = 16 - storage.bits if storage.clear else 0
     values = whole = stored_HW.astype(np.int16 if storage.signed else np.uint16, copy=False)
     if spare:
@@ -92,16 +92,16 @@ def to_hu(stored_HW: np.ndarray, storage: Storage) -> np.ndarray:
     if storage.padding is not None:
         low, high = storage.padding
         hu_HW[(values >= low) & (values <= high)] = PADDING_HU
-        if spare and low == high:  # padding that needs more bits than are stored
+        if spare and low == high:  # the padding value needs more bits than are stored
             hu_HW[whole == low] = PADDING_HU
     return hu_HW
 
 
 def _shifted(values_HW: np.ndarray, intercept: int) -> np.ndarray:
-    """int16 of values + intercept, clipped to it; a copy in 32 bits would take five times as long."""
+    """values + intercept, clipped to int16. A copy in 32 bits would take five times as long."""
     dtype = values_HW.dtype.type
     low, high = (np.clip(end - intercept, np.iinfo(dtype).min, np.iinfo(dtype).max) for end in INT16)
-    # the sum may wrap around on its way, but that of clipped values ends within int16
+    # the sum may wrap around, but that of clipped values ends within int16
     return values_HW.clip(dtype(low), dtype(high)).view(np.int16) + np.int16(intercept)
 
 
@@ -112,14 +112,14 @@ def _storage(picture: Picture, header: SliceHeader) -> Storage:
     value, limit = values.get("PixelPaddingValue"), values.get("PixelPaddingRangeLimit")
     if isinstance(value, int):
         ends = (value, limit if isinstance(limit, int) else value)
-        # the sign of padding is often not that of the pixels: the pixels' counts
+        # padding often has a different sign than the pixels: the sign of the pixels is used
         padded = [end % 65536 - 65536 * (signed and end % 65536 > 32767) for end in ends]
         padding = (min(padded), max(padded))
     return Storage(bits, signed, picture.header.syntax in (*NATIVE, DEFLATED), padding, header.slope, header.intercept)
 
 
 def _bits(header: Header) -> tuple[int, bool]:
-    """Stored bits, and whether they are signed."""
+    """Number of stored bits, and whether they are signed."""
     bits, highest, signed = (
         int(numbers(header.values, keyword, 1, Reason.UNREADABLE)[0])
         for keyword in ("BitsStored", "HighBit", "PixelRepresentation")
@@ -130,7 +130,7 @@ def _bits(header: Header) -> tuple[int, bool]:
 
 
 def _stored(pictures: Sequence[Picture]) -> Iterator[tuple[Picture, np.ndarray]]:
-    """Every picture with its stored bit patterns, uint16 [H, W]."""
+    """Every picture with its stored bit patterns, uint16 [H, W]. Uncompressed ones come first."""
     coded, order = [], []
     for _, group in groupby(pictures, key=lambda picture: id(picture.header)):
         frames = {picture.frame: picture for picture in group}
@@ -142,14 +142,14 @@ def _stored(pictures: Sequence[Picture]) -> Iterator[tuple[Picture, np.ndarray]]
             order += [frames.get(frame) for frame in range(coded[-1].frames)]
     if not coded:
         return
-    # zip asks for another frame at the end, which tells the decoder's side that all is well
+    # zip asks for one more frame at the end, which ends the decoder's generator as it should
     for stored_HW, picture in zip(decoded(coded), order):
         if picture is not None:
             yield picture, stored_HW
 
 
 def _native(header: Header, frames: dict[int, Picture]) -> Iterator[tuple[Picture, np.ndarray]]:
-    """The frames' pictures with their bit patterns, read from their place in the file."""
+    """The pictures of the frames with their bit patterns, read from their place in the file."""
     _bits(header)
     shape_HW = _shape_HW(header)
     count = math.prod(shape_HW)
@@ -208,7 +208,7 @@ def _coded(header: Header) -> CodedFile:
 
 
 def _interpolate(hu_DHW: np.ndarray, offsets_mm: np.ndarray, grid_mm: np.ndarray) -> np.ndarray:
-    """Linear in between: float32 slices at `grid_mm` from slices at `offsets_mm`."""
+    """float32 slices at `grid_mm` by linear interpolation between slices at `offsets_mm`."""
     right = np.clip(np.searchsorted(offsets_mm, grid_mm, side="right"), 1, len(offsets_mm) - 1)
     part = (grid_mm - offsets_mm[right - 1]) / (offsets_mm[right] - offsets_mm[right - 1])
     part = part.astype(np.float32)[:, None, None]

@@ -1,4 +1,4 @@
-"""Reading one CT series out of DICOM files into HU. pydicom parses; what is a CT is decided here.
+"""Read one CT series from DICOM files, in HU. pydicom parses; this module decides what is a CT.
 
 files -> headers -> pictures -> one series, one phase -> an ordered stack -> pixels
 """
@@ -42,7 +42,7 @@ TILT_DEGREES = 0.5
 
 
 def read_dicom(path: Path, reading: Reading = DEFAULT_READING, wanted: Wanted = WHATEVER) -> CTImage:
-    """The CT series in a folder, or the one a file belongs to, in HU; BadStudy with its reason when there is none."""
+    """The CT series in a folder, or the one that a file belongs to, in HU. BadStudy if there is none."""
     with _quiet():
         found, skipped = _find_pictures(path)
         chosen, flags = _choose(found, skipped, path, reading, wanted)
@@ -67,7 +67,7 @@ def read_dicom(path: Path, reading: Reading = DEFAULT_READING, wanted: Wanted = 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """pydicom quotes values of the file in warnings and in its log; they may name the patient."""
+    """Silence pydicom: its warnings and its log quote values of the file, which may name the patient."""
     logger = logging.getLogger("pydicom")
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)
@@ -80,7 +80,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _find_pictures(path: Path) -> tuple[list[Picture], dict[Path, LeftOut]]:
-    """The CT slices among the source files, pixels left in the file, and what was left out."""
+    """The CT slices among the source files, without their pixels, and the files that were left out."""
     reader, found, skipped = HeaderReader(), [], {}
     for file in source_files(path):
         said: tuple[str, frozenset[str]] = "", frozenset()
@@ -100,7 +100,7 @@ def _find_pictures(path: Path) -> tuple[list[Picture], dict[Path, LeftOut]]:
 def _choose(
     found: list[Picture], skipped: Skipped, path: Path, reading: Reading, wanted: Wanted
 ) -> tuple[list[Picture], tuple[Flag, ...]]:
-    """Pictures of one phase of the series: that of the file `path`, or of the folder's best series."""
+    """Pictures of one phase of the series: the series of the file `path`, or the best one of the folder."""
     series: dict[str, list[Picture]] = defaultdict(list)
     for picture in found:
         series[text(picture.values, "SeriesInstanceUID")].append(picture)
@@ -112,7 +112,7 @@ def _choose(
         uid = text(own.values, "SeriesInstanceUID")
         series, wanted = {uid: series[uid]}, replace(wanted, series_uid=wanted.series_uid or uid)
     values = {uid: [picture.values for picture in members] for uid, members in series.items()}
-    if not found or wanted.series_uid not in (None, *series):  # what is asked for may be what was lost
+    if not found or wanted.series_uid not in (None, *series):  # the requested series may be the lost one
         refuse_lost(lost)
     if not found:
         refuse_without_pictures(skipped)

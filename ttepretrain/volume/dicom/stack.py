@@ -1,6 +1,6 @@
 """From the slices of a DICOM series to one ordered stack: order, spacing, affine. No pixels here.
 
-DICOM's patient axes are LPS; the affine that leaves this file is RAS+.
+DICOM uses LPS axes. The affine that this module returns is RAS+.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ from ttepretrain.volume.checks import MIN_SLICES, Flag, Reason
 from ttepretrain.volume.dicom.tags import SliceHeader
 
 SAME_POSITION_MM = 0.01
-SAME_POSITION_FRACTION = 0.05  # of the steps on either side: nearer slices are one place twice, not two
-EVEN_MM = 0.1  # headers round positions to tenths; of steps so small that a hole would hide in it
-EVEN_STEPS = 0.3  # this share counts: a hole moves half of the slices by more
-EVEN_FRACTION = 0.05  # of the step
-SHIFT_MM = 0.5  # sideways departure of a slice from the line of its neighbours
-HOLE_STEPS = 1.5  # of the local step: a wider one is a hole, unless it is one of a run
-RUN_GAPS = 4  # wider steps side by side that count as a protocol's own spacing rather than as holes
-ODD_RUN_GAPS = 3  # likewise, where the step is no multiple of the others, as slices that are missing would leave it
-FINEST_STEP_MM = 0.5  # of the even grid that uneven slices are interpolated onto
+SAME_POSITION_FRACTION = 0.05  # of the steps on either side; closer slices are at the same place
+EVEN_MM = 0.1  # headers round positions to tenths of a mm
+EVEN_STEPS = 0.3  # of the step, if it is so small that a missing slice would move others by less than EVEN_MM
+EVEN_FRACTION = 0.05  # of the step, if it is large
+SHIFT_MM = 0.5  # largest sideways distance of a slice from the line of the others
+HOLE_STEPS = 1.5  # of the local step; a wider one is a missing slice, unless it is part of a run
+RUN_GAPS = 4  # adjacent wider steps that count as a protocol's own spacing rather than as missing slices
+ODD_RUN_GAPS = 3  # likewise, if the step is not a multiple of the others, as missing slices would make it
+FINEST_STEP_MM = 0.5  # of the even grid onto which uneven slices are interpolated
 
 
 @dataclass(frozen=True)
 class Stack:
-    """Slices in order along their normal; `places` groups those at one position."""
+    """Slices in order along their normal. `places` groups those at the same position."""
 
     places: list[list[SliceHeader]]
-    offsets_mm: np.ndarray  # of each place along the normal, from the first
+    offsets_mm: np.ndarray  # of each place along the normal, relative to the first
     affine: np.ndarray  # 4 x 4: index D H W -> RAS+ mm, D on the even grid of `grid_mm`
-    grid_mm: np.ndarray  # offsets of the even grid; equal to offsets_mm up to rounding unless flagged uneven
+    grid_mm: np.ndarray  # offsets of the even grid; equal to offsets_mm up to rounding, unless flagged as uneven
     flags: tuple[Flag, ...]
 
 
 def arrange(slices: list[SliceHeader], max_gap_mm: float) -> Stack:
-    """The slices of one series as a stack; BadStudy when they do not make one volume."""
+    """The slices of one series as a stack; BadStudy if they do not form one volume."""
     first = slices[0]
     along_W, along_H = _one_geometry(slices)
     normal = np.cross(along_W, along_H)
@@ -54,7 +54,9 @@ def arrange(slices: list[SliceHeader], max_gap_mm: float) -> Stack:
 
     positions = np.array([place[0].position for place in places])
     offsets_mm = (positions - positions[0]) @ normal
-    line = (positions[-1] - positions[0]) / offsets_mm[-1]  # mm moved per mm along the normal; leans under gantry tilt
+    line = (positions[-1] - positions[0]) / offsets_mm[
+        -1
+    ]  # mm moved per mm along the normal; oblique under gantry tilt
     aside_mm = np.linalg.norm(positions - positions[0] - offsets_mm[:, None] * line, axis=1)
     if not aside_mm.max() <= SHIFT_MM:  # NaN where differences overflow
         raise BadStudy(Reason.MIXED_GEOMETRY, "slices are shifted sideways against each other")
@@ -70,9 +72,9 @@ def arrange(slices: list[SliceHeader], max_gap_mm: float) -> Stack:
 
 
 def _at_one_place(steps_mm: np.ndarray) -> np.ndarray:
-    """Of each step to the next slice, whether it is none.
+    """For each step to the next slice, whether both are at the same place.
 
-    10 10 10 .4 1 1 1  where two slabs meet: a step        2 2 2 .04 2 2 2  a slice twice
+    10 10 10 .4 1 1 1  two slabs meet: a step        2 2 2 .04 2 2 2  the same slice twice
     """
     same = steps_mm <= SAME_POSITION_MM
     apart = np.flatnonzero(~same)
@@ -84,7 +86,7 @@ def _at_one_place(steps_mm: np.ndarray) -> np.ndarray:
 
 
 def _one_geometry(slices: list[SliceHeader]) -> np.ndarray:
-    """The directions [2, 3] along rows and columns that all slices share; BadStudy where they differ."""
+    """The directions [2, 3] along rows and columns that all slices share; BadStudy if they differ."""
     first = slices[0]
     if any(s.shape_HW != first.shape_HW for s in slices):
         raise BadStudy(Reason.MIXED_GEOMETRY, "slices of different matrix size")
@@ -98,16 +100,16 @@ def _one_geometry(slices: list[SliceHeader]) -> np.ndarray:
 
 
 def _even_grid(offsets_mm: np.ndarray, max_gap_mm: float) -> tuple[np.ndarray, tuple[Flag, ...]]:
-    """An even grid over the offsets: theirs when they are even, else one with the smallest step; refuses a gap.
+    """An even grid over the offsets: their own if they are even, else one with the smallest step. BadStudy for a gap.
 
-    2 2 2 2 2 2  even        2 2 4 4 4 4  2 2 3.1 3.1 3.1 2  runs: interpolated, flagged        2 2 4 2 2  a hole
+    2 2 2 2 2 2  even      2 2 4 4 4 4  2 2 3.1 3.1 3.1 2  runs: interpolated, flagged      2 2 4 2 2  a missing slice
     """
     count, extent = len(offsets_mm), offsets_mm[-1]
     step = extent / (count - 1)
     even_mm = np.arange(count) * step
     gaps = np.diff(offsets_mm)
     astray_mm = offsets_mm - even_mm
-    # the first position is rounded as the others are
+    # the first position is rounded like the others
     astray_mm -= np.clip((astray_mm.max() + astray_mm.min()) / 2, -EVEN_MM / 2, EVEN_MM / 2)
     if np.abs(astray_mm).max() <= _rounding(np.median(gaps)):
         if step > max_gap_mm + EVEN_MM:
@@ -123,12 +125,12 @@ def _even_grid(offsets_mm: np.ndarray, max_gap_mm: float) -> tuple[np.ndarray, t
 
 
 def _rounding(step_mm: float) -> float:
-    """What two steps of that size may differ by and still be alike."""
+    """Largest difference between two steps of that size that count as equal."""
     return max(min(EVEN_MM, EVEN_STEPS * step_mm), EVEN_FRACTION * step_mm)
 
 
 def _is_hole(gaps: np.ndarray, i: int) -> bool:
-    """Whether gap i is wider than HOLE_STEPS, and too few alike lie side by side to be a run of slices."""
+    """Whether gap i is wider than HOLE_STEPS and not part of a run of equal gaps."""
     local = np.median(np.concatenate([gaps[max(0, i - 3) : i], gaps[i + 1 : i + 4]]))
     if gaps[i] <= HOLE_STEPS * local:
         return False

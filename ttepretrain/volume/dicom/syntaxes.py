@@ -1,4 +1,4 @@
-"""Transfer syntaxes: which are read, and by which decoder. No pydicom here."""
+"""Transfer syntaxes: which ones are read, and with which decoder. No pydicom here."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ IMPLICIT_LITTLE, EXPLICIT_BIG = "1.2.840.10008.1.2", "1.2.840.10008.1.2.2"
 NATIVE = (IMPLICIT_LITTLE, "1.2.840.10008.1.2.1", EXPLICIT_BIG)
 DEFLATED = "1.2.840.10008.1.2.1.99"
 RLE = "1.2.840.10008.1.2.5"
-ENCAPSULATED = "1.2.840.10008.1.2.4."  # the JPEG family and videos: whatever the pixels, the header is readable
+ENCAPSULATED = "1.2.840.10008.1.2.4."  # the JPEG family and videos; the header is always readable
 
-# pydicom's names of its decoders; the first that is installed decodes, and no other is tried when it fails. Slices of
-# 96 x 96, ms: JPEG-LS pyjpegls .20, gdcm .81; JPEG 2000 pylibjpeg 1.9, gdcm 3.1; RLE pylibjpeg .09, pydicom .55.
+# pydicom's names of its decoders. The first one installed is used; if it fails, no other is tried. ms per slice of
+# 96 x 96: JPEG-LS pyjpegls .20, gdcm .81; JPEG 2000 pylibjpeg 1.9, gdcm 3.1; RLE pylibjpeg .09, pydicom .55.
 DECODERS = {
     RLE: ("pylibjpeg", "pydicom"),
     "1.2.840.10008.1.2.4.57": ("gdcm",),  # JPEG lossless
@@ -21,7 +21,7 @@ DECODERS = {
     "1.2.840.10008.1.2.4.201": ("pylibjpeg",),  # HTJ2K
     "1.2.840.10008.1.2.4.202": ("pylibjpeg",),
     "1.2.840.10008.1.2.4.203": ("pylibjpeg",),
-}  # 12-bit lossy JPEG is left out: its only decoder for pydicom is GPL.
+}  # Without 12-bit lossy JPEG: its only decoder for pydicom is under the GPL.
 LOSSY = ("1.2.840.10008.1.2.4.81", "1.2.840.10008.1.2.4.91", "1.2.840.10008.1.2.4.203")
 
 
@@ -30,5 +30,5 @@ def has_readable_header(syntax: str) -> bool:
 
 
 def has_readable_pixels(syntax: str) -> bool:
-    """Whether pixels of this syntax are read where ttepretrain[codecs] is installed."""
+    """Whether pixels of this syntax are read if ttepretrain[codecs] is installed."""
     return syntax in (*NATIVE, DEFLATED) or syntax in DECODERS

@@ -1,4 +1,4 @@
-"""What one DICOM picture says about itself, as checked values. Free text passes in known forms only."""
+"""What the header of one DICOM picture states, as checked values. Free text is kept in known forms only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ttepretrain.errors import BadStudy
 from ttepretrain.volume.checks import MIN_SLICES, Reason, check_scaling, check_shape
 from ttepretrain.volume.image import ACQUISITION_KEYS
 
-# All that is ever read from a file, besides the pixels.
+# Everything that is ever read from a file, besides the pixels.
 TAGS = """
     SOPClassUID SOPInstanceUID SeriesInstanceUID StudyInstanceUID FrameOfReferenceUID PatientID PatientName Modality
     ImageType ConcatenationUID InConcatenationNumber InConcatenationTotalNumber ConcatenationFrameOffsetNumber
@@ -27,7 +27,7 @@ TAGS = """
     Manufacturer ConvolutionKernel KVP ContrastBolusAgent SliceThickness
     SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence
 """.split()  # noqa: SIM905  a table of names reads better than a list of strings
-UNSAID = ("anonymized", "anonymised", "anonymous", "none", "unknown")  # in the place of a manufacturer
+UNSAID = ("anonymized", "anonymised", "anonymous", "none", "unknown")  # instead of a manufacturer
 VENDORS = "canon fujifilm ge hitachi neusoft philips samsung siemens toshiba uih".split()  # noqa: SIM905
 KERNEL_NAMES = "STANDARD SOFT LUNG BONE BONEPLUS DETAIL EDGE CHST STND STD+ SMOOTH SHARP".split()  # noqa: SIM905
 
@@ -36,11 +36,11 @@ Values = Mapping[str, Any]  # keyword -> value as pydicom converts it; absent wh
 
 @dataclass(frozen=True)
 class SliceHeader:
-    """Where one CT picture lies and how its values are scaled."""
+    """Position of one CT picture, and the scaling of its values."""
 
     file: Path
-    frame: int  # of the file's frames; 0 for a file of one picture
-    instance_uid: str  # breaks ties of order; never shown
+    frame: int  # number within the file; 0 for a file of one picture
+    instance_uid: str  # orders slices at the same position; never shown
     shape_HW: tuple[int, int]
     spacing_HW_mm: tuple[float, float]
     direction_WH: np.ndarray  # [2, 3] LPS: along a row, along a column
@@ -50,9 +50,9 @@ class SliceHeader:
 
 
 def slice_header(file: Path, frame: int, values: Values) -> SliceHeader:
-    """Geometry and scaling of one picture; BadStudy when they are missing or absurd."""
+    """Geometry and scaling of one picture; BadStudy if they are missing or absurd."""
     rows, columns = (int(numbers(values, keyword, 1, Reason.BAD_SHAPE)[0]) for keyword in ("Rows", "Columns"))
-    check_shape((MIN_SLICES, rows, columns))  # the whole stack is checked when it is known
+    check_shape((MIN_SLICES, rows, columns))  # the number of slices is checked later
     spacing_HW_mm = numbers(values, "PixelSpacing", 2, Reason.BAD_SPACING)
     if min(spacing_HW_mm) <= 0:
         raise BadStudy(Reason.BAD_SPACING, "PixelSpacing is not positive")
@@ -76,7 +76,7 @@ def slice_header(file: Path, frame: int, values: Values) -> SliceHeader:
 
 
 def numbers(values: Values, keyword: str, count: int, reason: Reason) -> list[float]:
-    """`count` finite numbers, or BadStudy with the reason."""
+    """`count` finite numbers; BadStudy with `reason` for anything else."""
     value: Any = values.get(keyword)
     try:
         numbers = [float(v) for v in (value if count > 1 else [value])]
@@ -94,12 +94,12 @@ def text(values: Values, keyword: str) -> str:
 
 def texts(values: Values, keyword: str) -> list[str]:
     value = values.get(keyword)
-    parts = value if isinstance(value, MutableSequence) else [value] if value else []  # a damaged one may be a number
+    parts = value if isinstance(value, MutableSequence) else [value] if value else []  # a damaged value may be a number
     return [str(part).strip().upper() for part in parts]
 
 
 def vendor(values: Values) -> str:
-    """One of VENDORS where the manufacturer is, else what is said, in small letters; "" where nothing is."""
+    """One of VENDORS, or the stated manufacturer in lower case; "" if none is stated."""
     maker = text(values, "Manufacturer").lower()
     if maker in UNSAID:
         return ""
@@ -107,7 +107,7 @@ def vendor(values: Values) -> str:
 
 
 def acquisition(values: Values) -> dict[str, str | float | bool | None]:
-    """ACQUISITION_KEYS of one picture. Free text passes only in known forms: anything may be typed into it."""
+    """ACQUISITION_KEYS of one picture. Free text is kept only in known forms: it may contain anything."""
     known = dict.fromkeys(ACQUISITION_KEYS)
     maker = vendor(values)
     if maker:
@@ -126,5 +126,5 @@ def acquisition(values: Values) -> dict[str, str | float | bool | None]:
 
 
 def has_contrast(values: Values) -> bool:
-    """Whether an agent is named."""
+    """Whether a contrast agent is named."""
     return text(values, "ContrastBolusAgent").upper() not in ("", "NO", "NONE", "N")
