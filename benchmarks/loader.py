@@ -102,25 +102,15 @@ def synthetic_volumes(spec: VolumeSpec, num: int) -> list[np.ndarray]:
 
 
 def write_ours(folder: Path, volumes: Sequence[np.ndarray], spec: VolumeSpec):
-    """PreparedStudies of these volumes, with labels of chance."""
-    from data.batches.loader import PreparedStudies
-    from ttepretrain.testing import random_labels, random_task_set
+    """PreparedStudies of these volumes, with random labels."""
+    from data.prepared.opened import PreparedStudies
+    from data.prepared.random_folder import random_tables
+    from data.prepared.write import write_prepared
 
-    folder.mkdir()
-    rng = np.random.default_rng(5)
-    tasks = random_task_set(rng, 64)
-    names = np.array([f"{n}.b2nd" for n in range(len(volumes))])
-    checksums = np.array([write_cached(folder / name, hu_DHW, spec) for name, hu_DHW in zip(names, volumes)])
-    labels = random_labels(rng, len(volumes), tasks)
-    ranks = np.arange(len(volumes))
-    return PreparedStudies(folder, "train", tasks, spec, labels, names, names, ranks, names, checksums, "benchmark")
-
-
-def write_cached(path: Path, hu_DHW: np.ndarray, spec: VolumeSpec) -> str:
-    from data.volumes.cache import VolumeRecord, hash_voxels, write_volume
-
-    geometry = [list(hu_DHW.shape), list(spec.spacing_mm), [0.0] * 16]
-    return write_volume(path, hu_DHW, VolumeRecord(*geometry, [], {}, [1.0] * 3, "", hash_voxels(hu_DHW)))
+    splits = ["train"] * len(volumes)
+    tables, _ = random_tables(folder, splits, spec, lambda n: volumes[n], num_tasks=64)
+    write_prepared(folder, tables, ["tasks.json"], spec)
+    return PreparedStudies.open(folder, "train")
 
 
 def write_monai(folder: Path, volumes: Sequence[np.ndarray]):
@@ -198,20 +188,21 @@ def drop_from_page_cache(folder: Path) -> None:
 
 
 def disk(folder: Path, num: int) -> dict:
-    ours, monai = (sum(f.stat().st_size for f in (folder / name).iterdir()) // num for name in ("ours", "monai"))
+    places = (folder / "ours" / "volumes", folder / "monai")
+    ours, monai = (sum(file.stat().st_size for file in place.iterdir()) // num for place in places)
     return {"ours": ours, "monai": monai, "ratio": round(ours / monai, 4)}
 
 
 def real_bytes(folder: Path, spec: VolumeSpec) -> dict:
     """Bytes of the real scans at hand in our cache, their share of float32, and how much of the grid is not air."""
+    from data.prepared.random_folder import cached_volume
     from ttepretrain.volume.preprocess import preprocess_ct
 
     result = {}
     for name, path in real_scans().items():
-        target = folder / f"{name}.b2nd"
         hu_DHW = preprocess_ct(path, spec).hu_DHW
-        write_cached(target, hu_DHW, spec)
-        size = target.stat().st_size
+        cached = cached_volume(folder / "real", name, hu_DHW, spec)
+        size = (folder / "real" / "volumes" / f"{cached.content_key}.b2nd").stat().st_size
         result[name] = {
             "ours": size,
             "ratio": round(size / (4 * hu_DHW.size), 4),

@@ -8,6 +8,7 @@ from pathlib import Path
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as parquet
+from polars.datatypes import DataTypeClass
 
 from ttepretrain.files import replacing
 
@@ -31,8 +32,7 @@ def _encoding(schema: pl.Schema) -> dict:
     by snappy in half of zstd's time.
     """
     leaf = {name: f"{name}.list.element" if isinstance(t, pl.List) else name for name, t in schema.items()}
-    # instances, not classes of types: those of a schema always are
-    inner: dict[str, pl.DataType] = {leaf[name]: t.inner for name, t in schema.items() if isinstance(t, pl.List)}
+    inner = {leaf[name]: t.inner for name, t in schema.items() if isinstance(t, pl.List)}
     return {
         "compression": {name: _compression(inner.get(name)) for name in leaf.values()},
         "use_dictionary": [name for name in leaf.values() if name not in inner or not inner[name].is_numeric()],
@@ -41,7 +41,7 @@ def _encoding(schema: pl.Schema) -> dict:
     }
 
 
-def _compression(element: pl.DataType | None) -> str:
+def _compression(element: pl.DataType | DataTypeClass | None) -> str:
     """element: of a list; None of any other column."""
     if element is None or element == pl.String:
         return "zstd"

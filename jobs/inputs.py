@@ -31,7 +31,9 @@ def find_inputs(config: RunConfig) -> Inputs:
         cohort = config.cohort_folder.absolute()
         studies, ehr = cohort / "studies.parquet", cohort / "ehr"
         if not studies.is_file():
-            raise ConfigError(f"{config.cohort_folder} holds no cohort; run jobs.cohort first, or set input.studies and input.ehr")
+            raise ConfigError(
+                f"{config.cohort_folder} holds no cohort; run jobs.cohort first, or set input.studies and input.ehr"
+            )
     if studies is None:
         raise ConfigError("input.studies is needed beside input.ehr; give the table of studies")
     inputs = Inputs(studies, ehr, _path(given.ontology), _path(given.splits))

@@ -33,7 +33,7 @@ def hide_small(parts: Mapping[str, int], least: int) -> list[Cell]:
         others = [count for name, count in counts.items() if name not in together]
         # all that are equally small: the choice of one would tell which part it is
         together |= {name for name, count in counts.items() if others and count == min(others)}
-    groups = [(name,) for name in counts if name not in together]
+    groups: list[tuple[str, ...]] = [(name,) for name in counts if name not in together]
     if together:
         groups.append(tuple(name for name in counts if name in together))
     sums = {group: sum(counts[name] for name in group) for group in groups}

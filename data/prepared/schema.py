@@ -178,7 +178,7 @@ COVARIATES = Table(
         Column("scan_hour", pa.int8(), "hour of the study, 0 to 23", "hours", null="the study table has only a date"),
         PAST_CODES,
     ),
-    more="columns carried along from the study table; `table_` stands before a name that is taken",
+    more="those of the study table, with the prefix `table_` where the name is taken",
 )
 PHENOTYPES = Table(
     name="phenotypes.parquet",
@@ -230,7 +230,7 @@ QUARANTINE = Table(
     name="quarantine.parquet",
     ascends=("study_id", "stage", "code", "detail"),
     unique=False,
-    meaning="one row per refused row of the study table or refused image; without identifiers but the first column",
+    meaning="one row per refused row of the study table, and per refused image",
     columns=(
         Column("study_id", TEXT, "the study, as the study table names it", null="the row has none"),
         Column("stage", TEXT, "what refused it: table or volumes"),

@@ -18,10 +18,11 @@ from data.volumes.prepare_study import PreparedVolume
 from ttepretrain.errors import BadDataError, LeakageError
 from ttepretrain.files import sha256_of, write_json
 from ttepretrain.splits import SPLITS
+from ttepretrain.volume.checks import Flag
 from ttepretrain.volume.spec import VolumeSpec
 
 SUMMARY = "summary.json"
-DUPLICATE = "DUPLICATE_CONTENT"
+DUPLICATE = str(Flag.DUPLICATE_CONTENT)
 OF_SCANNER = ("study_id", "manufacturer", "kernel", "kvp", "contrast", "source_spacing_mm")  # of covariates.parquet
 
 
@@ -45,7 +46,7 @@ def write_prepared(
         names.add(SUMMARY)
         if not any(summary["splits"]["ready"].values()):
             raise BadDataError(
-                "no study is left with what the stages need; summary.json and quarantine.parquet say why"
+                "no study is left with what the stages need; summary.json and quarantine.parquet give the reasons"
             )
     write_manifest(folder, names, tables.get(schema.VOLUMES), spec)
 

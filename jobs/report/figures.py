@@ -6,6 +6,7 @@ import base64
 import math
 from collections.abc import Sequence
 from io import BytesIO
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
@@ -14,10 +15,13 @@ from matplotlib.figure import Figure
 from jobs.report.tables import COLOUR, is_hidden, title
 from ttepretrain.evaluation.table import Metric
 
+if TYPE_CHECKING:  # newer than the oldest matplotlib that draws the figures
+    from matplotlib.typing import RcKeyType
+
 PAGE_FONTS = "Inter, 'Helvetica Neue', Arial, 'Liberation Sans', 'DejaVu Sans', sans-serif"
 WIDTH = 9.8  # inches: the page's column at 96 pixels an inch, so that 9 points stay 9 points
 INK, FAINT = "#1d2530", "#c9ced6"
-STYLE = {
+STYLE: dict[RcKeyType, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib; the page's own fonts take its place below
     "font.size": 9,
     "svg.fonttype": "none",  # text stays text: small, sharp, selectable

@@ -15,13 +15,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.batches.loader import EvaluationLoader, PreparedStudies
+from data.batches.loader import EvaluationLoader
 from data.cohort.build import make_images, write_cohort
 from data.given.study import Study
 from data.given.study_table import read_studies
 from data.labels.stage import make_labels
-from data.parquet_files import write_parquet
-from data.prepared.write import volume_table, write_manifest
+from data.prepared import schema
+from data.prepared.opened import PreparedStudies
+from data.prepared.write import volume_table, write_prepared
 from data.subjects.keys import fitted_on, key_table
 from data.volumes.prepare_study import prepare_study
 from jobs.config import RunConfig, read_run_config
@@ -65,9 +66,7 @@ def studies(config, tmp_path_factory) -> PreparedStudies:
     images = make_images(cohort / "images", [orders[study_id] for study_id in chosen])
     rows = [Study(study_id, f"images/{name}") for study_id, (_, name, *_) in zip(chosen, images)]
     volumes = volume_table([prepare_study(row, cohort, prepared / "volumes", spec) for row in rows], set())
-    write_parquet(volumes, prepared / "volumes.parquet")
-    write_parquet(keys, prepared / "keys.parquet")
-    write_manifest(prepared, ["volumes.parquet", "keys.parquet", *stage.files], volumes, spec)
+    write_prepared(prepared, {schema.VOLUMES: volumes, schema.KEYS: keys}, stage.files, spec)
     return PreparedStudies.open(prepared, "train")
 
 

@@ -1,25 +1,20 @@
 """Batches depend on (seed, epoch, position) alone, and on files that are what jobs.prepare wrote."""
 
 import errno
-import json
 import shutil
 from dataclasses import fields
 
 import numpy as np
-import polars as pl
 import pytest
 import torch
 
 from data.batches import loader
-from data.batches.loader import BatchLoader, EvaluationLoader, PreparedStudies, epoch_order
-from data.parquet_files import write_parquet
-from data.prepared.write import volume_table, write_manifest
-from data.subjects.keys import key_table
-from data.volumes.cache import VolumeRecord, hash_voxels, write_volume
-from data.volumes.prepare_study import PreparedVolume
-from ttepretrain.errors import ConfigError, IntegrityError
-from ttepretrain.tasks import TaskSet
-from ttepretrain.testing import random_labels, random_task_set
+from data.batches.loader import BatchLoader, EvaluationLoader, epoch_order
+from data.prepared import opened
+from data.prepared.opened import PreparedStudies
+from data.prepared.random_folder import random_tables
+from data.prepared.write import write_prepared
+from ttepretrain.errors import IntegrityError
 from ttepretrain.volume.spec import VolumeSpec
 
 SPEC = VolumeSpec((14.0, 13.0, 12.0), (4, 5, 6), (-1024, 3071), ((-600.0, 1500.0),))
@@ -28,53 +23,20 @@ FROZEN_ORDER = [6, 7, 8, 4, 0, 1, 5, 3, 9, 2]  # epoch_order(10, seed=7, epoch=2
 UNLABELLED, WITHOUT_VOLUME = (3,), (0, 7)  # studies by their number
 
 
-def write_prepared(folder, split_of=lambda n: "tuning" if n % 6 == 5 else "train"):
+def write_folder(folder, split_of=lambda n: "tuning" if n % 6 == 5 else "train"):
     """prepared/ of 31 studies whose voxels all equal their number; labels random but reproducible."""
-    rng = np.random.default_rng(5)
-    (folder / "volumes").mkdir(parents=True)
-    (folder / "stages").mkdir()
-    ids = [f"ct-{n:02d}" for n in range(NUM_STUDIES)]
     splits = [split_of(n) for n in range(NUM_STUDIES)]
-    studies = pl.DataFrame({"study_id": ids, "subject_id": range(NUM_STUDIES), "split": splits})
-    keys = key_table(bytes(32), studies)
-    tasks = random_task_set(rng, 5)
-    tasks.save(folder / "tasks.json")
-    table = random_labels(rng, NUM_STUDIES, tasks)
-    rows = []
-    for n in range(NUM_STUDIES):
-        one = table.take(np.array([n]))
-        rows.append(
-            {
-                "study_id": ids[n],
-                "subject_id": n,
-                "split": splits[n],
-                "censor_days": one.censor_days[0],
-                "task_index": one.events.index.tolist(),
-                "event_days": one.event_days.tolist(),
-                "history_index": one.history.index.tolist(),
-                "visit_index": one.visit.index.tolist(),
-            }
-        )
-    schema = {"task_index": pl.List(pl.Int32), "event_days": pl.List(pl.Float64), "history_index": pl.List(pl.Int32)}
-    schema["visit_index"] = pl.List(pl.Int32)
-    labelled = [row for n, row in enumerate(rows) if n not in UNLABELLED]
-    write_parquet(pl.DataFrame(labelled, schema_overrides=schema), folder / "labels.parquet")
-    volumes = []
-    for n in set(range(NUM_STUDIES)) - set(WITHOUT_VOLUME):
-        hu_DHW = np.full(SPEC.shape_DHW, n, np.int16)
-        record = VolumeRecord([4, 5, 6], [14, 13, 12], [0.0] * 16, [], {}, [1.0] * 3, f"{n}", hash_voxels(hu_DHW))
-        checksum = write_volume(folder / "volumes" / f"{n}.b2nd", hu_DHW, record)
-        volumes.append(PreparedVolume(ids[n], f"{n}", checksum, record, False))
-    for name, frame in (("volumes", volume_table(volumes, set())), ("keys", keys)):
-        write_parquet(frame, folder / f"{name}.parquet")
-    names = ["tasks.json", "labels.parquet", "volumes.parquet", "keys.parquet"]
-    write_manifest(folder, names, volume_table(volumes, set()), SPEC)
-    return folder, table
+    tables, labels = random_tables(
+        folder, splits, SPEC, lambda n: np.full(SPEC.shape_DHW, n, np.int16),
+        unlabelled=UNLABELLED, without_volume=WITHOUT_VOLUME,
+    )  # fmt: skip
+    write_prepared(folder, tables, ["tasks.json"], SPEC)
+    return folder, labels
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    return write_prepared(tmp_path_factory.mktemp("loader") / "prepared")
+    return write_folder(tmp_path_factory.mktemp("loader") / "prepared")
 
 
 @pytest.fixture(scope="module")
@@ -101,46 +63,6 @@ def numbers(batch):
 
 def equal(first, second):
     return all(torch.equal(getattr(first, f.name), getattr(second, f.name)) for f in fields(first))
-
-
-# --- studies
-
-
-def test_labels_that_the_likelihood_cannot_take_are_refused(own_copy):
-    """By the rules of the task set: an event inside its blackout."""
-    blackout_days = TaskSet.load(own_copy / "tasks.json").blackout_days
-    labels = pl.read_parquet(own_copy / "labels.parquet")
-    early = pl.lit([blackout_days]).alias("event_days"), pl.lit([0], pl.List(pl.Int32)).alias("task_index")
-    labels = pl.concat([labels[:1].with_columns(early), labels[1:]])
-    write_parquet(labels, own_copy / "labels.parquet")
-    names = ["tasks.json", "labels.parquet", "volumes.parquet", "keys.parquet"]
-    write_manifest(own_copy, names, pl.read_parquet(own_copy / "volumes.parquet"), SPEC)
-    with pytest.raises(IntegrityError, match="event_days must lie after the blackout"):
-        PreparedStudies.open(own_copy, "train")
-
-
-def test_a_split_holds_its_studies_with_labels_and_a_volume_in_the_order_of_their_ids(train, prepared):
-    gone = {*UNLABELLED, *WITHOUT_VOLUME}
-    expected = [n for n in range(NUM_STUDIES) if n % 6 != 5 and n not in gone]
-    assert [int(train.read_hu(row)[0, 0, 0]) for row in range(len(train))] == expected
-    # the rank counts all labelled studies, whatever their split and volume
-    labelled = [n for n in range(NUM_STUDIES) if n not in UNLABELLED]
-    assert train.study_rank.tolist() == [labelled.index(n) for n in expected]
-    assert len(PreparedStudies.open(prepared, "tuning")) == 5
-    assert len(PreparedStudies.open(prepared, "held_out")) == 0
-    assert train.spec == SPEC
-
-
-def test_keys_and_labels_are_those_of_the_study(train, written):
-    keys = dict(pl.read_parquet(written[0] / "keys.parquet").select("study_id", "study_key").iter_rows())
-    for row in (0, 4, len(train) - 1):
-        n = int(train.read_hu(row)[0, 0, 0])
-        assert train.study_key[row] == keys[f"ct-{n:02d}"]
-        expected = written[1].take(np.array([n]))
-        actual = train.labels.take(np.array([row]))
-        assert actual.censor_days == expected.censor_days
-        np.testing.assert_array_equal(actual.event_days, expected.event_days)
-        np.testing.assert_array_equal(actual.history.index, expected.history.index)
 
 
 # --- order
@@ -238,15 +160,6 @@ def test_evaluation_sees_every_study_once_in_fixed_order(train, world):
     assert seen == [int(train.read_hu(row)[0, 0, 0]) for row in range(len(train))]
 
 
-@pytest.mark.parametrize(
-    ("batch_size", "world", "message"),
-    [(2, 3, "at least the number of processes; got 2 for 3"), (99, 1, "at most the number of train studies; got 99")],
-)
-def test_a_batch_size_that_cannot_work_is_refused(train, batch_size, world, message):
-    with pytest.raises(ConfigError, match=message):
-        BatchLoader(train, batch_size, 0, 0, world)
-
-
 # --- faults
 
 
@@ -257,28 +170,6 @@ def test_leaving_the_iteration_early_ends_its_threads(train):
     next(iteration)
     iteration.close()
     assert not [t for t in threading.enumerate() if t.name.startswith("volumes")]
-
-
-@pytest.mark.parametrize("name", ["tasks.json", "labels.parquet", "volumes.parquet", "keys.parquet"])
-def test_a_changed_file_is_an_integrity_error(own_copy, name):
-    data = bytearray((own_copy / name).read_bytes())
-    data[len(data) // 2] ^= 1
-    (own_copy / name).write_bytes(data)
-    with pytest.raises(IntegrityError, match=rf"prepared/{name} does not match manifest\.json; run jobs\.prepare"):
-        PreparedStudies.open(own_copy, "train")
-
-
-def test_an_unfinished_or_partial_folder_is_refused_with_its_remedy(own_copy, tmp_path):
-    with pytest.raises(ConfigError, match=r"not prepared; run jobs\.prepare"):
-        PreparedStudies.open(tmp_path, "train")
-    manifest = json.loads((own_copy / "manifest.json").read_text())
-    del manifest["files"]["volumes.parquet"]
-    (own_copy / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ConfigError, match=r"no volumes\.parquet; run jobs\.prepare with stages labels and volumes"):
-        PreparedStudies.open(own_copy, "train")
-    (own_copy / "manifest.json").write_text("{")
-    with pytest.raises(IntegrityError, match="damaged"):
-        PreparedStudies.open(own_copy, "train")
 
 
 def test_a_flipped_byte_in_a_volume_stops_the_run_and_names_the_key(own_copy):
@@ -311,30 +202,13 @@ def test_a_lost_volume_is_replaced_by_the_same_other_study_everywhere(own_copy, 
 def test_an_error_that_passes_is_waited_for(train, monkeypatch):
     waits, failures = [], [errno.EIO, errno.ESTALE]
     monkeypatch.setattr(loader.time, "sleep", waits.append)
-    read = loader.read_volume
+    read = opened.read_volume
 
     def flaky(path, checksum):
         if failures:
             raise OSError(failures.pop(), "try again")
         return read(path, checksum)
 
-    monkeypatch.setattr(loader, "read_volume", flaky)
+    monkeypatch.setattr(opened, "read_volume", flaky)
     assert len(list(BatchLoader(train, 4, 0, threads=1))) == len(train) // 4
     assert waits == list(loader.WAIT_SECONDS[:2])
-
-
-def test_the_fingerprint_is_that_of_the_whole_data_set(prepared, train, own_copy, tmp_path):
-    assert PreparedStudies.open(prepared, "tuning").fingerprint == train.fingerprint
-    assert PreparedStudies.open(own_copy, "train").fingerprint == train.fingerprint
-    other, _ = write_prepared(tmp_path / "other", lambda n: "tuning" if n % 6 == 4 else "train")
-    assert PreparedStudies.open(other, "train").fingerprint != train.fingerprint
-
-
-def test_the_loader_needs_neither_polars_nor_ray(repository):
-    import subprocess
-    import sys
-
-    heavy = ("polars", "ray", "monai", "deepspeed")
-    code = f"import sys, data.batches.loader; print([m for m in {heavy} if m in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
