@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The suite against the built wheel: a copy of the clone without ttepretrain/, and an environment that has the wheel
-# beside the locked dependencies. What only works from the source tree fails here.
+# Run the suite against the built wheel, in a copy of the clone without ttepretrain/ and an environment with the wheel
+# beside the locked dependencies. What works only from the source tree fails here.
 #   bash tests/installed.sh .venv [pytest arguments]
 set -euo pipefail
 venv=$(cd "$1" && pwd); shift
@@ -19,4 +19,4 @@ export TTE_FIXTURES=${TTE_FIXTURES:-$root/../shared/fixtures}
 export TTE_INSTALLED=$site
 export PYTHONPATH=$stage/clone
 cd "$stage/clone"
-exec "$stage/venv/bin/python" -m pytest -m "not source and not chaos" -n 2 --dist=worksteal "$@"
+exec "$stage/venv/bin/python" -m pytest -m "not source and not chaos" -n 2 --dist=worksteal --durations=10 "$@"
