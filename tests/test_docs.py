@@ -1,5 +1,6 @@
 """The documents are true of the tree: links, anchors, paths, modules, targets and keys that they name exist."""
 
+import argparse
 import ast
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ import yaml
 
 from jobs import config_reference
 from jobs.config import RunConfig
+from ttepretrain.commands.main import COMMANDS
 from ttepretrain.config import valid_keys
 
 pytestmark = pytest.mark.source
@@ -27,6 +29,7 @@ SECTIONS = {key.rpartition(".")[0] for key in KEYS if "." in key}
 FENCE = re.compile(r"^ *(```|~~~).*?^ *\1 *$", re.M | re.S)
 FILE = re.compile(r"\.(html|safetensors)$")  # report.html is no key
 COMMENT = re.compile(r"<!--.*?-->", re.S)
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
 def prose(page: Path) -> str:
@@ -71,7 +74,7 @@ def test_every_configuration_key_has_a_meaning():
     assert sorted(key.name for key in keys) == sorted(KEYS)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@each_page
 def test_links_and_anchors_resolve(page):
     wrong = []
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
@@ -86,7 +89,7 @@ def test_links_and_anchors_resolve(page):
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@each_page
 def test_lines_are_short(page):
     """At most 100 characters; tables, code, images and the targets of links may be longer."""
     wrong = []
@@ -97,7 +100,7 @@ def test_lines_are_short(page):
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@each_page
 def test_paths_and_names_in_code_exist(page):
     modules = {path.name for top in TOP for path in (ROOT / top).rglob("*.py")}
     wrong = []
@@ -115,20 +118,38 @@ def test_paths_and_names_in_code_exist(page):
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_commands_targets_and_keys_exist(page):
+@each_page
+def test_make_targets_and_modules_exist(page):
     text = code(page)
     targets = re.findall(r"(?m)^([a-z-]+):(?!=)", (ROOT / "Makefile").read_text())
     wrong = [f"make {target}" for target in re.findall(r"(?<![\w-])make ([a-z][a-z-]*)", text) if target not in targets]
     modules = re.findall(rf"(?<![\w-])-m ((?:{'|'.join(PACKAGES)})(?:\.\w+)*)", text)
     wrong += [f"python -m {module}" for module in modules if not is_runnable(module)]
-    # a key that is given a value: `ehr.tasks=PATH`, on a command line or in a sentence
-    given = re.findall(rf"(?<![\w./])((?:{'|'.join(sorted(SECTIONS))})\.[\w.]+)=", text)
-    wrong += [f"{key}=" for key in given if key not in KEYS]
-    for block in re.findall(r"(?ms)^```yaml\n(.*?)^```|\.yaml <<'END'\n(.*?)^END", page.read_text()):
+    assert not wrong, "\n".join(wrong)
+
+
+@each_page
+def test_commands_and_their_options_exist(page):
+    wrong = []
+    for line in code(page).splitlines():
+        found = re.match(r"\W*(?:\S*/)?(?:python -m )?ttepretrain ([a-z]+)", line)
+        if not found or found[1] == "import":
+            continue
+        known = options_of(found[1]) if found[1] in COMMANDS else set()
+        given = [found[1], *re.findall(r" (--?[a-z][a-z-]*)", line)]
+        wrong += [f"ttepretrain {found[1]}: {word}" for word in given if word not in {*COMMANDS, *known}]
+    assert not wrong, "\n".join(wrong)
+
+
+@each_page
+def test_configuration_keys_exist(page):
+    """Keys with a value, `ehr.tasks=PATH`, on command lines and in sentences; and those of runs' YAML files."""
+    given = re.findall(rf"(?<![\w./])((?:{'|'.join(sorted(SECTIONS))})\.[\w.]+)=", code(page))
+    wrong = [key for key in given if key not in KEYS]
+    for block in re.findall(r"(?ms)^ *```yaml\n(.*?)^ *```|\.yaml <<'END'\n(.*?)^END", page.read_text()):
         document = yaml.safe_load(block[0] or block[1])
         if set(document) & {"name", *SECTIONS}:  # a run's file; phenotype files have other keys
-            wrong += [f"{key} (in a YAML block)" for key in leaves(document) if key not in KEYS]
+            wrong += [key for key in leaves(document) if key not in KEYS]
     assert not wrong, "\n".join(wrong)
 
 
@@ -137,6 +158,13 @@ def test_the_map_lists_every_page():
     pages = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")} - {"README.md"}
     assert pages - set(listed) == set()
     assert len(listed) == len(set(listed)), "a page stands twice"
+
+
+def options_of(command: str) -> set[str]:
+    """Options of `ttepretrain COMMAND`."""
+    parser = argparse.ArgumentParser()
+    COMMANDS[command].add_arguments(parser)
+    return set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", parser.format_help()))
 
 
 def is_key(name: str) -> bool:
