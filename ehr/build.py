@@ -228,6 +228,7 @@ def _task_set(
         blackout_days=config.blackout_days,
         recurrence=config.recurrence,
         death_task=death,
+        min_patients=config.min_patients,
         fitted_on=fitted_on,
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import logging
 import re
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -11,8 +10,7 @@ from pathlib import Path
 from ehr.config import EhrConfig
 from ttepretrain.config import read_yaml, require, require_choice
 from ttepretrain.errors import ConfigError
-
-log = logging.getLogger(__name__)
+from ttepretrain.log import log
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"  # becomes a folder of labels_meds/
 LISTS = ("codes", "horizons_days", "window_days", "twins")

@@ -74,7 +74,8 @@ def prepare(config: RunConfig, inputs: Inputs, folder: Path) -> None:
     """Fill the folder. Every file is written whole and manifest.json last: killed anywhere, it can be run again."""
     # polars, and what needs it: only now, so that a wrong key or path is answered at once
     from data.prepared import schema
-    from data.prepared.write import quarantine_table, write_prepared, write_table
+    from data.prepared.table_file import write_table
+    from data.prepared.write import quarantine_table, write_prepared
     from data.quarantine import Quarantine
     from data.subjects.keys import key_table, open_salt
     from data.workers import ray_session

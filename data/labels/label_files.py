@@ -11,7 +11,7 @@ import polars as pl
 from data.labels.meds_labels import write_meds_labels
 from data.labels.task_figure import draw_tasks
 from data.prepared import schema
-from data.prepared.write import write_table
+from data.prepared.table_file import write_table
 from ttepretrain.files import replacing, write_atomic
 from ttepretrain.tasks import TaskSet
 

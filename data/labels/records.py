@@ -19,20 +19,21 @@ from typing import Any
 
 import polars as pl
 
+from data.labels.code import closure_hash
 from data.labels.stamps import read_stamp, write_stamp
 from data.parquet_files import write_parquet
 from ehr.build import referred_codes
 from ehr.codes.athena import pruned_vocabulary
 from ehr.codes.icd import icd_parents
 from ehr.config import EhrConfig
+from ehr.conversion import convert_omop
 from ehr.phenotype_file import read_phenotypes
-from ehr.sources.conversion import convert_omop
 from ehr.sources.meds import MedsSource, read_metadata
 from ehr.sources.nested import convert_nested, is_nested
 from ehr.sources.omop import Clock
 from ehr.sources.tables import Tables, find_tables
 from ttepretrain.errors import ConfigError
-from ttepretrain.files import crash_point, sha256_of, sync
+from ttepretrain.files import crash_point, sync
 
 MapShards = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
 
@@ -55,10 +56,10 @@ def open_records(
 ) -> Records:
     """Records of input.ehr and input.ontology, made in `folder` where they must be.
 
-    inputs: hashes of `ehr`, `ontology` and our own `code`, among others. Raises ConfigError for an input that is
+    inputs: hashes of `ehr` and `ontology`, among others. Raises ConfigError for an input that is
     neither MEDS nor OMOP, and what the conversions raise.
     """
-    inputs = {name: inputs[name] for name in ("ehr", "ontology", "code")} | {"records": sha256_of(Path(__file__))}
+    inputs = {name: inputs[name] for name in ("ehr", "ontology")} | {"code": closure_hash(__name__)}
     tables, given = _tables(ehr, ontology)
     vocabularies = [found for found in (tables, given) if found is not None]
     meds, stamps = ehr, {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -20,25 +19,23 @@ import polars as pl
 import pyarrow.parquet as parquet
 
 from data.given.label_tables import read_label_tables, with_label_tables
+from data.labels.code import closure_hash
 from data.labels.label_files import ALWAYS, COVARIATES, write_label_files
 from data.labels.stamps import read_stamp, write_stamp
 from data.subjects.leakage import check_frozen_tasks
-from data.workers import REPOSITORY
 from ehr.config import EhrConfig
 from ehr.phenotype_file import read_phenotypes
 from ttepretrain.errors import ConfigError
 from ttepretrain.files import sha256_of
+from ttepretrain.log import log
 
 if TYPE_CHECKING:  # it imports what only a run of the stage needs
     from data.labels.records import Records
-
-log = logging.getLogger(__name__)
 
 MapShards = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
 
 STAMP = "stages/labels.json"  # what the files below were made from
 SCRATCH = "stages/scratch"
-WRITERS = ("given/*label*.py", "labels/*.py", "parquet_files.py")  # of data/; what else the files depend on
 STUDY_COLUMNS = ("study_id", "subject_id", "study_time", "date_only", "split")
 
 
@@ -73,7 +70,7 @@ def make_labels(
     frozen = None if config.tasks is None else _frozen_tasks(folder, Path(config.tasks), fitted_on)
     stamp = _valid_stamp(folder, inputs)
     reused = stamp is not None
-    if not reused:
+    if stamp is None:
         from data.labels.records import open_records
 
         records = open_records(folder, ehr, ontology, config, inputs, map_shards)
@@ -166,8 +163,13 @@ def _warn_of_absent_codes(counts: dict) -> None:
         log.warning(f"ehr.exclude: {', '.join(counts['exclude_unmatched'])} mean nothing that the data hold")
 
 
-def _inputs(ehr, ontology, studies, config, fitted_on) -> dict[str, str]:
-    """Hash of everything that the label files are a function of, our own code included."""
+def _inputs(
+    ehr: Path, ontology: Path | None, studies: pl.DataFrame, config: EhrConfig, fitted_on: dict
+) -> dict[str, str]:
+    """Hash of everything that the label files are a function of, our own code included.
+
+    The code that read the table of studies is not part of it: what came of that table is.
+    """
     table = BytesIO()
     studies.select(STUDY_COLUMNS).sort("study_id").write_parquet(table)
     settings = dataclasses.asdict(config) | {
@@ -181,18 +183,13 @@ def _inputs(ehr, ontology, studies, config, fitted_on) -> dict[str, str]:
         "ehr": _folder_hash(ehr),
         "ontology": _folder_hash(ontology) if ontology is not None else "",
         "config": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
-        "code": _folder_hash(REPOSITORY / "ehr", "*.py"),
-        "writers": _hash(REPOSITORY / "data", [path for p in WRITERS for path in (REPOSITORY / "data").glob(p)]),
+        "code": closure_hash(__name__),
     }
 
 
-def _folder_hash(folder: Path, pattern: str = "*") -> str:
+def _folder_hash(folder: Path) -> str:
     """Hash over relative names and bytes of all files below a folder."""
-    return _hash(folder, [path for path in folder.rglob(pattern) if path.is_file()])
-
-
-def _hash(folder: Path, files: list[Path]) -> str:
-    files = sorted(files)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:  # hashing lets other threads run
         hashes = threads.map(sha256_of, files)
     names = [path.relative_to(folder).as_posix() for path in files]

@@ -11,8 +11,8 @@ from typing import Any
 import polars as pl
 
 from data.given.study_table import StudyTable
-from data.parquet_files import write_parquet
 from data.prepared import schema
+from data.prepared.table_file import write_table
 from data.quarantine import Quarantined
 from data.volumes.prepare_study import PreparedVolume
 from ttepretrain.errors import BadDataError, LeakageError
@@ -49,11 +49,6 @@ def write_prepared(
                 "no study is left with what the stages need; summary.json and quarantine.parquet give the reasons"
             )
     write_manifest(folder, names, tables.get(schema.VOLUMES), spec)
-
-
-def write_table(folder: Path, table: schema.Table, frame: pl.DataFrame) -> None:
-    """Write a table of `prepared/`; raises IntegrityError where it is not as the schema says."""
-    write_parquet(frame, folder / table.name, table.mode, table.check)
 
 
 def write_manifest(folder: Path, names: Iterable[str], volumes: pl.DataFrame | None, spec: VolumeSpec) -> None:

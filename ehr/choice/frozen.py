@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import polars as pl
@@ -10,9 +9,8 @@ import polars as pl
 from ehr.codes.codes import CodeIndex
 from ehr.config import EhrConfig
 from ttepretrain.errors import ConfigError
+from ttepretrain.log import log
 from ttepretrain.tasks import TaskSet
-
-log = logging.getLogger(__name__)
 
 
 def frozen_tasks(config: EhrConfig) -> TaskSet | None:

@@ -5,7 +5,6 @@ closure(c) = c and its transitive parents. Held as pair tables, so that all code
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +13,7 @@ import polars as pl
 from ehr.codes.icd import icd_parents
 from ehr.schema import METADATA
 from ehr.sources.meds import read_metadata
-
-log = logging.getLogger(__name__)
+from ttepretrain.log import log
 
 # Ancestors of these vocabularies stay only if the data hold them: label-less drug packages and groupers.
 PRUNED_VOCABULARIES = ("SPL", "ATC", "HemOnc", "LOINC")

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ehr.compiled import compiled
 from ehr.passes.cells import (
     FEATURE,
     HISTORY,
@@ -27,7 +28,6 @@ from ehr.passes.cells import (
     Scans,
     code_type,
 )
-from ehr.passes.compiled import compiled
 from ehr.schema import DAY_US
 from ehr.timeline import NEVER, last_moment, side_of_scan
 

@@ -100,7 +100,7 @@ class MedsSource:
 
     def _batch(self, name: str, rows: pa.RecordBatch) -> Batch:
         # a worker's: the driver does without half a second of imports
-        from ehr.passes.moments import any_placeholder, usable_rows
+        from ehr.sources.placeholders import any_placeholder, usable_rows
 
         subject_id, (code, codes) = _subject(name, rows.column("subject_id")), _code(rows.column("code"))
         time = self._time(rows.column("time"))

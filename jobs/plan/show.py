@@ -18,7 +18,7 @@ from data.given.study_table import StudyTable
 from data.labels.overview import label_plan
 from data.labels.stage import make_labels
 from data.prepared import schema
-from data.prepared.write import write_table
+from data.prepared.table_file import write_table
 from data.quarantine import Quarantine
 from data.subjects.keys import fitted_on, key_table, open_salt
 from data.workers import WorkerDied, map_bounded, map_shards, num_workers, ray_session

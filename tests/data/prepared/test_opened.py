@@ -13,7 +13,8 @@ import pytest
 from data.prepared import schema
 from data.prepared.opened import PreparedStudies, read_table
 from data.prepared.random_folder import random_tables
-from data.prepared.write import write_manifest, write_prepared, write_table
+from data.prepared.table_file import write_table
+from data.prepared.write import write_manifest, write_prepared
 from ttepretrain.errors import ConfigError, IntegrityError
 from ttepretrain.tasks import TaskSet
 from ttepretrain.volume.spec import VolumeSpec

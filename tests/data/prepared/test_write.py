@@ -9,6 +9,7 @@ import pytest
 
 from data.given.study_table import StudyTable
 from data.prepared import schema
+from data.prepared.table_file import write_table
 from data.prepared.write import (
     covariate_table,
     duplicates,
@@ -17,7 +18,6 @@ from data.prepared.write import (
     volume_table,
     write_manifest,
     write_prepared,
-    write_table,
 )
 from data.quarantine import Quarantined
 from data.subjects.keys import key_table

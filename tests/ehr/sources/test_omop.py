@@ -13,9 +13,9 @@ import polars as pl
 import pytest
 
 from data.testing import load_module
+from ehr import conversion
+from ehr.conversion import convert_omop, merged
 from ehr.schema import PERIODS
-from ehr.sources import conversion
-from ehr.sources.conversion import convert_omop, merged
 from ehr.sources.omop import Clock
 from ehr.sources.tables import batches, find_tables
 from ttepretrain.errors import BadDataError, ConfigError, IntegrityError, ResourceError

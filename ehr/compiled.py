@@ -16,11 +16,13 @@ _HERE = Path(__file__).parent
 
 
 def _sources() -> str:
-    sources = b"".join(path.read_bytes() for path in sorted(_HERE.parent.rglob("*.py")))
+    sources = b"".join(path.read_bytes() for path in sorted(_HERE.rglob("*.py")))
     return hashlib.sha256(sources).hexdigest()[:16]
 
 
-# numba notices only changes of the file that a loop stands in, and not of the rules that it calls.
+# numba notices only changes of the file that a loop stands in, and not of the rules that it calls. All of `ehr` is
+# hashed, not what a loop imports as data/labels/code.py does for the label files: to compile once too often costs
+# seconds, and every process asks before its first loop.
 _KEPT = _HERE / "__pycache__" / f"numba-{_sources()}"
 
 
