@@ -38,7 +38,6 @@ Exits with 3 when more scans are bad than jobs.prepare would accept."""
 EXAMPLE = "scans/ --json report.json --montage montage.png"
 
 LINE_SECONDS = 10.0
-DUPLICATE_CONTENT = "DUPLICATE_CONTENT"  # the flag that jobs.prepare writes too
 SCANNER = ("manufacturer", "kvp", "contrast")  # counted in the JSON
 HU_QUANTILES = {"hu_p01": 0.01, "hu_p50": 0.5, "hu_p99": 0.99}
 QUANTITIES = (
@@ -105,6 +104,7 @@ def diagnose(inputs: Sequence[Path], preset: str, json_file: Path | None, montag
 
 def examine(scans: Sequence[Scan], spec: VolumeSpec, pictures: Montage | None = None) -> list[Finding]:
     """One finding per scan. Each volume is shown to `pictures` and then dropped."""
+    from ttepretrain.volume.checks import Flag
     from ttepretrain.volume.preprocess import preprocess_ct
     from ttepretrain.volume.refusal import read_or_refuse
 
@@ -127,7 +127,7 @@ def examine(scans: Sequence[Scan], spec: VolumeSpec, pictures: Montage | None = 
             log.info("%d/%d scans, %.0f s left", done, len(scans), left)
     for equal in content.values():
         for finding in equal if len(equal) > 1 else ():
-            finding.flags = (*finding.flags, DUPLICATE_CONTENT)
+            finding.flags = (*finding.flags, str(Flag.DUPLICATE_CONTENT))
     return findings
 
 

@@ -29,13 +29,15 @@ class Scan:
 
 
 def find_scans(inputs: Sequence[Path]) -> list[Scan]:
-    """Scans of all arguments, in their order. Raises ConfigError for none, a missing argument or a key used twice."""
+    """Scans of all arguments, in order. Raises ConfigError for none, a missing argument or a key used twice."""
     scans = [scan for path in inputs for scan in _scans_of(path)]
     if not scans:
-        raise ConfigError("INPUT holds no NIfTI file and no DICOM folder")
+        raise ConfigError("INPUT contains no NIfTI file and no DICOM folder")
     repeated = len(scans) - len({scan.key for scan in scans})
     if repeated:
-        raise ConfigError(f"{repeated} of {len(scans)} scans have another's key; give a table with columns key,image")
+        raise ConfigError(
+            f"{repeated} of {len(scans)} scans have the same key as another; give a table with the columns key and image"
+        )
     return scans
 
 

@@ -68,6 +68,7 @@ class Flag(StrEnum):
     OTHER_PHASES = "other_phases"  # the series covers its positions several times; one pass was read
     LOSSY = "lossy"
     NAN_TO_AIR = "nan_to_air"
+    DUPLICATE_CONTENT = "DUPLICATE_CONTENT"  # another scan has the same voxels; set by doctor and jobs.prepare
     AFFINES_DISAGREE = "affines_disagree"  # NIfTI sform and qform; the sform is used
 
 

@@ -64,8 +64,8 @@ def test_a_table_gives_its_keys_as_text_and_its_paths_relative_to_itself(tmp_pat
     [
         ("study,image\n1,a.nii\n", "needs the columns key and image; it has study, image"),
         ("key,image\n1,a.nii\n,b.nii\n3,\n", "2 rows without key or image"),
-        ("key,image\n1,a.nii\n1,b.nii\n", "1 of 2 scans have another's key"),
-        ("key,image\n", "holds no NIfTI file and no DICOM folder"),
+        ("key,image\n1,a.nii\n1,b.nii\n", "1 of 2 scans have the same key as another"),
+        ("key,image\n", "contains no NIfTI file and no DICOM folder"),
         ("key,image\n1,a.nii,x\n", "is not a table: "),
         ("", "is not a table: "),
     ],
@@ -86,7 +86,7 @@ def test_missing_empty_and_ambiguous_arguments_are_refused(archive, tmp_path):
     with pytest.raises(ConfigError, match="does not exist"):
         find_scans([tmp_path / "nowhere"])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match="holds no NIfTI file and no DICOM folder"):
+    with pytest.raises(ConfigError, match="contains no NIfTI file and no DICOM folder"):
         find_scans([tmp_path / "empty"])
-    with pytest.raises(ConfigError, match=r"1 of 2 scans have another's key; give a table"):
+    with pytest.raises(ConfigError, match=r"1 of 2 scans have the same key as another; give a table"):
         find_scans([archive / "top.NII", archive / "top.NII"])
