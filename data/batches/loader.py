@@ -19,7 +19,7 @@ import torch
 from data.batches.prefetch import prefetched
 from data.prepared.opened import PreparedStudies
 from ttepretrain.batch import Batch
-from ttepretrain.errors import ConfigError, IntegrityError
+from ttepretrain.errors import IntegrityError
 from ttepretrain.log import log
 
 WAIT_SECONDS = (0.2, 1.0, 5.0)  # before a failed read is tried again
@@ -54,15 +54,6 @@ class BatchLoader:
         threads: int = 2,
         device: torch.device | None = None,
     ):
-        if batch_size < world:
-            raise ConfigError(
-                f"train.batch_size must be at least the number of processes; got {batch_size} for {world}"
-            )
-        if len(studies) < batch_size:
-            raise ConfigError(
-                f"train.batch_size must be at most the number of {studies.split} studies; "
-                f"got {batch_size} for {len(studies)}"
-            )
         order = epoch_order(len(studies), seed, epoch)
         ends = range(start_position + batch_size, len(order) + 1, batch_size)
         self._studies, self._order, self._threads, self._device = studies, order, threads, device

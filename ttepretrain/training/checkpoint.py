@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from io import BytesIO
 from pathlib import Path
 from pickle import UnpicklingError
@@ -22,6 +21,7 @@ import torch
 
 from ttepretrain.errors import ConfigError, IntegrityError
 from ttepretrain.files import crash_point, sha256_of, sync, write_atomic, write_json
+from ttepretrain.log import log
 from ttepretrain.training.distributed import Ranks
 
 FORMAT = 1
@@ -52,7 +52,7 @@ class CheckpointStore:
     def newest(self) -> tuple[Path, dict] | None:
         """Newest commit whose files all match its manifest, and its state; None when there is none at all.
 
-        Damaged commits are named on stderr and passed over; raises IntegrityError when every commit is damaged.
+        Damaged commits are named in the log and passed over; raises IntegrityError when every commit is damaged.
         """
         return self.ranks.first(self._newest)
 
@@ -86,7 +86,7 @@ class CheckpointStore:
                     other.rename(other.with_name(f"damaged_{other.name}"))
                 return path, json.loads((path / STATE).read_text())
             damaged.append(path)
-            print(f"warning: checkpoint {path.name} is damaged and passed over: {problem}", file=sys.stderr, flush=True)
+            log.warning("checkpoint %s is damaged and passed over: %s", path.name, problem)
         if damaged:
             raise IntegrityError(
                 f"{self.folder}: none of its {len(damaged)} checkpoints is intact; "
@@ -106,7 +106,7 @@ class CheckpointStore:
                 path.rename(hidden)  # a reader sees the whole or nothing
                 shutil.rmtree(hidden)
             except OSError as error:
-                print(f"warning: {path.name} could not be deleted: {error.strerror}", file=sys.stderr, flush=True)
+                log.warning("%s could not be deleted: %s", path.name, error.strerror)
 
 
 def damage(path: Path) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,6 +11,7 @@ from io import BytesIO
 from pathlib import Path
 
 from ttepretrain.files import write_atomic
+from ttepretrain.log import log
 
 SMOOTHING_STEPS = 25  # of the picture's running mean
 
@@ -56,7 +56,7 @@ class MetricsLog:
             if not self._file.closed:
                 write()
         except OSError as error:
-            print(f"warning: {self.path.name} is not written any more: {error.strerror}", file=sys.stderr, flush=True)
+            log.warning("%s is not written any more: %s", self.path.name, error.strerror)
             with suppress(OSError):  # of what it still holds
                 self._file.close()
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+
+from ttepretrain.log import log
 
 MAX_DIFFERENCE = 0.03  # relative; right kernels stay near 0.003
 
@@ -47,7 +48,7 @@ def choose_precision(precision: str, model: nn.Module, shape_DHW: Sequence[int],
     difference = bf16_difference(model, volume_BDHW)
     if difference <= MAX_DIFFERENCE:
         return "bf16"
-    print(f"warning: bf16 is off by {difference:.1%} on this device; training in fp32", file=sys.stderr, flush=True)
+    log.warning("bf16 is off by %.1f%% on this device; training in fp32", 100 * difference)
     return "fp32"
 
 

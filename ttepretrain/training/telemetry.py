@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 import time
 from pathlib import Path
 
 from ttepretrain.errors import ResourceError
+from ttepretrain.log import log
 from ttepretrain.training.metrics import MetricsLog, MetricsRow, draw_progress
 from ttepretrain.training.progress import Progress
 
@@ -70,4 +70,4 @@ class Telemetry:
         try:
             draw_progress(self.log.rows, self.folder / "progress.png", self.unit, self.reference)
         except (OSError, ResourceError) as error:
-            print(f"warning: progress.png is not drawn: {error}", file=sys.stderr, flush=True)
+            log.warning("progress.png is not drawn: %s", error)

@@ -76,17 +76,7 @@ class Trainer:
     ):
         """config: resolved (TrainConfig.resolve)."""
         assert config.precision in ("fp32", "bf16"), "TrainConfig.resolve says which"
-        if config.batch_size % ranks.world:
-            raise ConfigError(
-                f"train.batch_size must be a multiple of the number of processes; "
-                f"got {config.batch_size} for {ranks.world}"
-            )
-        self.steps_per_epoch = supply.num_train // config.batch_size
-        if self.steps_per_epoch == 0:
-            raise ConfigError(
-                f"train.batch_size must be at most the number of train studies; "
-                f"got {config.batch_size} for {supply.num_train}"
-            )
+        self.steps_per_epoch = steps_per_epoch(config.batch_size, supply.num_train, ranks.world)
         self.total_steps = config.epochs * self.steps_per_epoch
         self.last_step = min(self.total_steps, config.max_steps or self.total_steps)
         self.folder, self.config, self.supply, self.ranks, self.signals = folder, config, supply, ranks, signals
@@ -302,6 +292,19 @@ class Trainer:
         }
         with gathered(self.engine, self.model):
             self.ranks.first(lambda: self.supply.write_export(self.folder / name, self.model, said))
+
+
+def steps_per_epoch(batch_size: int, num_train: int, world: int) -> int:
+    """Whole batches in an epoch, at least one. Raises ConfigError for a batch that the processes cannot share out."""
+    if batch_size % world:
+        raise ConfigError(
+            f"train.batch_size must be a multiple of the number of processes; got {batch_size} for {world}"
+        )
+    if num_train < batch_size:
+        raise ConfigError(
+            f"train.batch_size must be at most the number of train studies; got {batch_size} for {num_train}"
+        )
+    return num_train // batch_size
 
 
 def gathered(engine, model: nn.Module):

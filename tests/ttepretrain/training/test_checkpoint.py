@@ -62,11 +62,11 @@ DAMAGE = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DAMAGE)
-def test_damaged_step_is_named_and_passed_over(copy, name, capsys):
+def test_damaged_step_is_named_and_passed_over(copy, name, caplog):
     DAMAGE[name](copy / "step_00000003")
     path, state = store(copy).newest()
     assert (path.name, state["train"]["step"]) == ("step_00000002", 2)
-    assert "step_00000003 is damaged" in capsys.readouterr().err
+    assert "step_00000003 is damaged" in caplog.text
     assert (copy / "damaged_step_00000003").exists()  # out of the way of keep-last-k
 
 

@@ -58,14 +58,14 @@ def test_bf16_keeps_the_table_of_log_hazards_exact(model, volume_BDHW):
 
 
 def test_auto_is_bf16_where_its_kernels_are_right_and_fp32_with_a_warning_where_one_is_wrong(
-    model, monkeypatch, capsys
+    model, monkeypatch, caplog
 ):
     monkeypatch.setattr("ttepretrain.training.precision._native_bf16", lambda _: True)  # of this machine's processor
     assert choose_precision("auto", model, SHAPE_DHW, torch.device("cpu")) == "bf16"
-    assert capsys.readouterr().err == ""
+    assert caplog.text == ""
     model.encoder.trunk[3].__class__ = WrongInBf16
     assert choose_precision("auto", model, SHAPE_DHW, torch.device("cpu")) == "fp32"
-    assert "bf16 is off by 2" in capsys.readouterr().err
+    assert "bf16 is off by 2" in caplog.text
     monkeypatch.setattr("ttepretrain.training.precision._native_bf16", lambda _: False)
     assert choose_precision("auto", model, SHAPE_DHW, torch.device("cpu")) == "fp32"
 

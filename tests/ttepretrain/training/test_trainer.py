@@ -15,6 +15,7 @@ from ttepretrain.labels import LabelTable
 from ttepretrain.testing import random_labels, random_task_set, run_distributed, run_ranks
 from ttepretrain.training.checkpoint import CheckpointStore
 from ttepretrain.training.distributed import Ranks
+from ttepretrain.training.trainer import steps_per_epoch
 
 pytestmark = pytest.mark.slow
 
@@ -247,3 +248,16 @@ def test_changed_configuration_is_refused_with_a_diff(tiny_run):
 def test_batch_must_divide_among_ranks(tiny_run):
     with pytest.raises(ConfigError, match="multiple of the number of processes; got 5 for 2"):
         run_distributed(tiny_run.with_config(batch_size=5).start, 2)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "world", "message"),
+    [
+        (2, 3, "multiple of the number of processes; got 2 for 3"),
+        (99, 1, "at most the number of train studies; got 99"),
+    ],
+)
+def test_a_batch_size_that_cannot_work_is_refused(batch_size, world, message):
+    with pytest.raises(ConfigError, match=message):
+        steps_per_epoch(batch_size, 8, world)
+    assert steps_per_epoch(4, 11, 2) == 2
