@@ -36,7 +36,7 @@ def find_scans(inputs: Sequence[Path]) -> list[Scan]:
     repeated = len(scans) - len({scan.key for scan in scans})
     if repeated:
         raise ConfigError(
-            f"{repeated} of {len(scans)} scans have the same key as another; give a table with the columns key and image"
+            f"{repeated} of {len(scans)} scans have the same key as another; give a table with columns key and image"
         )
     return scans
 

@@ -5,7 +5,7 @@ import pyarrow.parquet as parquet
 import pytest
 import torch
 
-from ttepretrain.commands.main import run
+from ttepretrain.commands.main import main, run
 from ttepretrain.errors import ConfigError
 from ttepretrain.export.folder import read_export
 from ttepretrain.export.load import load_model
@@ -46,6 +46,15 @@ def test_risk_beyond_the_follow_up_of_training_warns_and_is_written(export, scan
     run([*command, "--horizons", "30,401,3650"])
     assert "horizons [401.0, 3650.0] lie beyond the 400 days for which enough" in caplog.text
     assert set(parquet.read_table(output)["horizon_days"].to_pylist()) == {30.0, 401.0, 3650.0}
+
+
+def test_warnings_go_to_stderr_under_the_name_of_the_command(export, scans, tmp_path, monkeypatch, capsys):
+    arguments = ["risk", str(export), str(scans / "a.nii.gz"), "--horizons", "30", "-o", str(tmp_path / "r.parquet")]
+    monkeypatch.setattr("sys.argv", ["ttepretrain", *arguments])
+    main()
+    written = capsys.readouterr()
+    assert written.err.startswith("ttepretrain: warning: the model was trained on synthetic data")
+    assert written.out == "1 of 1 scans are in r.parquet\n"
 
 
 def test_risk_of_some_tasks_only_and_what_it_refuses(export, scans, tmp_path):
