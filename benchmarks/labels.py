@@ -83,7 +83,7 @@ def measure(folder: Path, subjects: int, seed: int, cpus: int, repeats: int) -> 
     import polars as pl
 
     from benchmarks.records import write_records
-    from data.workers import ray_session
+    from data.workers import map_shards, ray_session
 
     ehr = folder / "ehr"
     (folder / "phenotypes.yaml").write_text(PHENOTYPES)
@@ -137,14 +137,6 @@ def median_of(runs: list[dict], key: str) -> float:
     return statistics.median(run[key] for run in runs)
 
 
-def map_shards(function, items) -> list:
-    """[function(item) for item in items] over the workers."""
-    from data.workers import map_bounded
-
-    results = dict(map_bounded(function, items))
-    return [results[place] for place in range(len(results))]
-
-
 def run_scan(ehr: Path, cpus: int) -> dict:
     command = [sys.executable, "-m", "benchmarks.labels", "--scan", str(ehr)]
     environment = os.environ | {"POLARS_MAX_THREADS": str(cpus), "PYTHONPATH": str(REPOSITORY)}
@@ -165,6 +157,7 @@ def scan(ehr: Path) -> dict:
 def run_labels(folder: Path, studies: pl.DataFrame, subjects: int) -> dict:
     """One run from nothing, with the time of each pass and each process's own peak memory."""
     from data.labels.stage import make_labels
+    from data.workers import map_shards
     from ehr.config import EhrConfig
 
     share = min(1.0, subjects / WHOLE)  # of the default thresholds, so that a small size has as many tasks

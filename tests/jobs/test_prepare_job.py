@@ -14,9 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as parquet
 import pytest
 
 from data.prepared.opened import PreparedStudies
+from data.prepared.schema import Table, file_of
 from data.testing import chest, settings, write_dicom, write_hospital, write_nifti, write_studies
 from data.volumes.cache import read_volume
 from jobs.prepare import main
@@ -110,6 +112,16 @@ def test_the_manifest_has_the_checksum_of_every_file(undisturbed):
 
 
 @pytest.mark.slow
+def test_every_file_and_table_is_as_the_schema_says(undisturbed):
+    files, _ = contents(undisturbed)
+    for name in files:
+        file = file_of(name)
+        assert stat.S_IMODE((undisturbed / name).stat().st_mode) == file.mode, name
+        if isinstance(file, Table):
+            file.check(parquet.read_table(undisturbed / name))
+
+
+@pytest.mark.slow
 def test_the_folder_and_the_keys_are_the_owners_alone(undisturbed):
     modes = {name: stat.S_IMODE((undisturbed / name).stat().st_mode) for name in ("", "salt", "keys.parquet")}
     assert modes == {"": 0o700, "salt": 0o600, "keys.parquet": 0o600}
@@ -129,7 +141,7 @@ def test_a_second_run_reuses_everything_and_a_changed_source_alone_is_made_again
 
     code, output, _ = run(where, hospital)
     assert code == 0, output
-    assert "labels of 15 studies, as they were" in output
+    assert "labels of 15 studies, reused" in output
     assert "volumes of 15 studies, 15 from the cache; 0 bad studies" in output
     assert contents(prepared) == before
     assert {p: p.stat().st_mtime_ns for p in (prepared / "volumes").iterdir()} == files
@@ -142,7 +154,7 @@ def test_a_second_run_reuses_everything_and_a_changed_source_alone_is_made_again
     os.utime(source, ns=(times.st_atime_ns, times.st_mtime_ns))
     code, output, _ = run(where, moved, f"prepare.salt_file={hospital}/salt")
     assert code == 0, output
-    assert "as they were" in output
+    assert "labels of 15 studies, reused" in output
     assert "volumes of 15 studies, 14 from the cache" in output
 
 
