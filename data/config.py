@@ -34,7 +34,8 @@ class InputConfig:
 @dataclass
 class PrepareConfig:
     stages: list[str] = field(default_factory=lambda: ["labels", "volumes"])  # what to prepare: one or both
-    max_bad_fraction: float = MAX_BAD_FRACTION  # more bad studies than max(10, this share of all) end the run with exit code 3
+    # more bad studies than max(10, this share of all) end the run with exit code 3
+    max_bad_fraction: float = MAX_BAD_FRACTION
     num_cpus: int | None = None  # number of Ray workers on this machine; None: one per core
     salt_file: str | None = None  # file with the salt to use, to share keys with a related folder; None: a new salt
     trust_mtime: bool = False  # take a scan whose files kept size and time as unchanged, without hashing it
