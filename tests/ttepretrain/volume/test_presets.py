@@ -69,7 +69,7 @@ def test_merlins_grid_and_range_are_the_published_ones():
 def test_merlin_is_monais_pipeline_where_nothing_is_averaged(tmp_path, geometry, write_nifti, merlin, shape, spacing):
     """Coarser scans than the grid: both interpolate linearly, at the same places, voxel by voxel.
 
-    Half a stored HU is .00025. At the faces ours goes on for the half voxel that the scan covers, MONAI pads.
+    Half a stored HU is .00025. At the faces ours covers the outer half voxel of the scan; MONAI pads.
     """
     affine = geometry.centred_affine(shape, spacing, np.diag([-1.0, 1.0, 1.0]))
     affine[:3, 3] += [11.3, -7.1, 40.9]

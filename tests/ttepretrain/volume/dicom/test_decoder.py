@@ -87,7 +87,7 @@ def test_one_child_serves_study_after_study(rle, chest):
     ],
 )
 def test_a_decoder_that_goes_wrong_refuses_the_study_and_no_other(rle, chest, broken, monkeypatch, capfd, fault, cause):
-    """B3: the parent goes on, with another child for another study."""
+    """B3: the parent continues, with another child for another study."""
     working = decoder.START
     broken(fault)
     start = time.monotonic()

@@ -1,4 +1,4 @@
-"""A series that passes its positions several times: told apart by one tag, or refused (fault B8)."""
+"""A series that covers its positions several times: separated by one tag, or refused (fault B8)."""
 
 import shutil
 import time
@@ -23,7 +23,7 @@ LATER_HU = 60  # what the second phase has more
 
 @pytest.fixture
 def two_phases(tmp_path, chest, write_series):
-    """Write one series in two passes; `say(dataset, phase, d)` writes what tells them apart. Gives both in HU."""
+    """Write one series in two passes; `say(dataset, phase, d)` writes what distinguishes them. Gives both in HU."""
     hu_DHW, affine = chest
 
     def write(say):

@@ -67,7 +67,7 @@ def test_one_picture_at_two_positions_is_flagged(tmp_path, chest, write_series, 
     ],
 )
 def test_scaling_that_changes_along_the_stack_is_flagged(tmp_path, chest, write_series, keyword, values, flags):
-    """Nothing tells a scan whose values were stored in two ways from one of which a part lost its scaling."""
+    """A scan stored in two ways looks like one of which a part lost its scaling."""
     write_series(tmp_path, *chest, edit=lambda d, ds: setattr(ds, keyword, values[d]))
     assert read_dicom(tmp_path).flags == flags
 
