@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 from data.config import CohortConfig, InputConfig, PrepareConfig
 from ehr.config import EhrConfig
@@ -101,8 +102,10 @@ class RunConfig:
 def without_input_paths(config: RunConfig) -> RunConfig:
     """A copy for folders outside prepared/: paths of the input may name patients, and prepared/config.yaml has them."""
     given = {field.name: getattr(config.input, field.name) for field in fields(config.input)}
-    hidden = {name: path and "see prepared/config.yaml" for name, path in given.items()}
-    return replace(config, input=InputConfig(**hidden))
+    hidden: dict[str, Any] = {
+        name: "see prepared/config.yaml" for name, value in given.items() if isinstance(value, str)
+    }
+    return replace(config, input=replace(config.input, **hidden))
 
 
 def read_run_config(arguments: list[str], program: str, description: str) -> RunConfig:

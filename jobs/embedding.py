@@ -138,7 +138,9 @@ def _embed(arm: Arm, splits: Sequence[PreparedStudies], batch_size: int) -> np.n
     return np.concatenate(rows)
 
 
-def _write(path: Path, study_key_N, split_N, features: dict[str, np.ndarray], made_from: dict) -> None:
+def _write(
+    path: Path, study_key_N: np.ndarray, split_N: np.ndarray, features: dict[str, np.ndarray], made_from: dict
+) -> None:
     """Columns study_key, arm, split, embedding list<f32>; arms one after the other."""
     tables = []
     for arm, features_NF in features.items():

@@ -8,11 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jobs.config import RunConfig, read_run_config
 from ttepretrain.errors import ConfigError, exit_with
+
+if TYPE_CHECKING:  # a wrong key is answered before these have been imported
+    from data.prepared.outcomes import OutcomeTable
+    from ttepretrain.evaluation.table import Metric, Ranking
 
 
 def main(arguments: list[str]) -> None:
@@ -41,11 +46,11 @@ def main(arguments: list[str]) -> None:
     print(f"report: {report}")
 
 
-def evaluate(config: RunConfig) -> list:
+def evaluate(config: RunConfig) -> list[Metric]:
     """Metric rows of all splits; writes everything of `eval/` but the report."""
     import torch
 
-    from data.batches.loader import PreparedStudies
+    from data.prepared.opened import PreparedStudies
     from data.prepared.outcomes import read_outcome_table
     from jobs.embedding import embed_arms
     from ttepretrain.evaluation.bootstrap import patient_weights
@@ -68,12 +73,16 @@ def evaluate(config: RunConfig) -> list:
     return rows
 
 
-def predict(table, features: Mapping[str, np.ndarray]) -> tuple[dict, dict, dict]:
+def predict(
+    table: OutcomeTable, features: Mapping[str, np.ndarray]
+) -> tuple[dict[Ranking, np.ndarray], dict[Ranking, str], dict[str, dict]]:
     """Risks of all N studies per (arm, outcome index), why some are missing, and how the probes were chosen."""
     from data.progress import progress
     from ttepretrain.probe.selection import fit_probes
 
-    risks, missing, probes = {}, {}, {}
+    risks: dict[Ranking, np.ndarray] = {}
+    missing: dict[Ranking, str] = {}
+    probes: dict[str, dict] = {}
     with progress("probes", len(features)) as advance:
         for arm, features_NF in features.items():
             fitted = fit_probes(features_NF, table.split_N, table.outcomes)
@@ -89,7 +98,7 @@ def predict(table, features: Mapping[str, np.ndarray]) -> tuple[dict, dict, dict
     return risks, missing, probes
 
 
-def _write_predictions(path: Path, table, risks: Mapping) -> None:
+def _write_predictions(path: Path, table: OutcomeTable, risks: Mapping[Ranking, np.ndarray]) -> None:
     """One row per study, arm and outcome; horizon_days null = ranking score."""
     import pyarrow as pa
     import pyarrow.parquet as parquet
@@ -120,7 +129,7 @@ def _write_predictions(path: Path, table, risks: Mapping) -> None:
         parquet.write_table(pa.concat_tables(tables), temporary, compression="zstd")
 
 
-def _write_metrics(folder: Path, rows: Sequence, probes: dict) -> None:
+def _write_metrics(folder: Path, rows: Sequence[Metric], probes: dict[str, dict]) -> None:
     import pandas as pd
 
     from ttepretrain.evaluation.table import Metric

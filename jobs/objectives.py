@@ -59,7 +59,7 @@ def objective_of(config: RunConfig, train: PreparedStudies) -> Objective:
 def phenotype_starts(config: EhrConfig) -> dict[str, float]:
     """Days from the scan before which events of a phenotype do not count, of those that start after the blackout."""
     declared = read_phenotypes(Path(config.phenotypes))
-    return {name: p.start_days for name, p in declared.items() if (p.start_days or 0.0) > config.blackout_days}
+    return {name: day for name, p in declared.items() if (day := p.start_days or 0.0) > config.blackout_days}
 
 
 def window_means(train: PreparedStudies) -> torch.Tensor:

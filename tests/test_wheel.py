@@ -29,6 +29,10 @@ def test_the_wheel_installs_one_top_level_name(wheel):
     assert {name for name in names if not name.endswith(".dist-info")} == {"ttepretrain"}
 
 
+def test_the_wheel_says_that_it_has_types(wheel):
+    assert "ttepretrain/py.typed" in zipfile.ZipFile(wheel).namelist()
+
+
 def test_a_checkpoint_loads_and_embeds_beside_a_users_data_and_ehr_modules(wheel, tmp_path):
     from ttepretrain.testing import write_tiny_export
 

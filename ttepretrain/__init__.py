@@ -5,6 +5,7 @@ features_NF = encoder.embed(["scan.nii.gz", "dicom_folder"])
 """
 
 from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -17,7 +18,7 @@ _HOME = {
 __all__ = ["Embedder", "__version__", "load_encoder", "load_model", "preprocess_ct"]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)

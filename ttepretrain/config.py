@@ -40,8 +40,10 @@ def load_config(schema: type[Config], path: Path | None, overrides: Sequence[str
 
     merged = OmegaConf.structured(schema)
     for origin, layer in layers:
-        _check_values(origin, OmegaConf.to_container(layer, resolve=False))
-        _check_keys(origin, schema, OmegaConf.to_container(layer, resolve=False))
+        values = OmegaConf.to_container(layer, resolve=False)
+        assert isinstance(values, dict)
+        _check_values(origin, values)
+        _check_keys(origin, schema, values)
         try:
             merged = OmegaConf.merge(merged, layer)
         except OmegaConfBaseException as error:
@@ -55,9 +57,11 @@ def load_config(schema: type[Config], path: Path | None, overrides: Sequence[str
             f"{path or 'arguments'}: no value for {', '.join(missing)}; set them in the file or as key=value"
         )
     try:
-        return OmegaConf.to_object(merged)
+        config = OmegaConf.to_object(merged)
     except ConfigError as error:
         raise ConfigError(f"{path or 'arguments'}: {error}") from None
+    assert isinstance(config, schema)
+    return config
 
 
 def dump_config(config: Any, path: Path) -> None:
@@ -90,7 +94,7 @@ def valid_keys(schema: type, prefix: str = "") -> Iterator[str]:
 
 
 def _nested(field: dataclasses.Field) -> type | None:
-    factory = field.default_factory
+    factory: object = field.default_factory
     return factory if isinstance(factory, type) and dataclasses.is_dataclass(factory) else None
 
 

@@ -11,11 +11,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ttepretrain.errors import IntegrityError
 from ttepretrain.tasks import TaskSet
+
+if TYPE_CHECKING:
+    import pyarrow
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ class LabelTable:
         return labels, {name: table[name].to_numpy(zero_copy_only=False) for name in ids}
 
 
-def _lists(column, name: str) -> tuple[np.ndarray, np.ndarray]:
+def _lists(column: pyarrow.ChunkedArray, name: str) -> tuple[np.ndarray, np.ndarray]:
     array = column.combine_chunks()
     values = array.flatten()
     if array.null_count or values.null_count:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -95,11 +96,8 @@ class TaskSet:
                 raise IntegrityError(
                     f"{path}: schema_version {document['schema_version']}, this release reads {SCHEMA_VERSION}"
                 )
-            tasks = tuple(
-                Task(**{k: np.nan if v is None else v for k, v in task.items()}) for task in document["tasks"]
-            )
             return cls(
-                tasks=tasks,
+                tasks=tuple(Task(**_with_nan(task)) for task in document["tasks"]),
                 bin_edges_days=(*document["bin_edges_days"][:-1], np.inf),
                 blackout_days=document["blackout_days"],
                 recurrence=document["recurrence"],
@@ -109,3 +107,7 @@ class TaskSet:
             )
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise IntegrityError(f"{path}: not a task set: {error!r}; write it again with jobs.prepare") from None
+
+
+def _with_nan(document: dict[str, Any]) -> dict[str, Any]:
+    return {key: np.nan if value is None else value for key, value in document.items()}

@@ -159,7 +159,7 @@ class RankOutcome:
     value: Any = None  # what the function returned
     error: BaseException | None = None  # what it raised
     traceback: str = ""
-    exit_code: int = 0  # negative: the signal that killed it
+    exit_code: int | None = 0  # negative: the signal that killed it
 
 
 def run_distributed(function: Callable, world: int, *arguments: Any) -> list[Any]:

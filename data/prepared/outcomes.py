@@ -27,7 +27,7 @@ class OutcomeTable:
 
 
 def read_outcome_table(
-    prepared: Path, study_key_N: Sequence[str], horizons_days: Sequence[float], oracle_file: Path | None
+    prepared: Path, study_key_N: Sequence[str] | np.ndarray, horizons_days: Sequence[float], oracle_file: Path | None
 ) -> OutcomeTable:
     """Rows of phenotypes.parquet and covariates.parquet for the given studies.
 

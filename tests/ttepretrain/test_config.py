@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from jobs.config import RunConfig
+from jobs.config import RunConfig, without_input_paths
 from ttepretrain.config import dump_config, load_config, valid_keys
 from ttepretrain.errors import ConfigError
 
@@ -44,6 +44,13 @@ def test_a_dumped_configuration_reads_back_equal(tmp_path):
     config = load_config(RunConfig, None, ["ehr.exclude=[SNOMED/1]", "train.max_steps=3"])
     dump_config(config, tmp_path / "config.yaml")
     assert load_config(RunConfig, tmp_path / "config.yaml") == config
+
+
+def test_outside_prepared_the_paths_of_the_input_are_hidden_and_all_else_reads_back(tmp_path):
+    config = load_config(RunConfig, None, ["input.studies=/home/canary/studies.csv", "input.keep_rsna=true"])
+    dump_config(without_input_paths(config), tmp_path / "config.yaml")
+    again = load_config(RunConfig, tmp_path / "config.yaml").input
+    assert (again.studies, again.ehr, again.keep_rsna) == ("see prepared/config.yaml", None, True)
 
 
 @pytest.mark.parametrize(

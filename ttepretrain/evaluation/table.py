@@ -19,6 +19,7 @@ TRAINED, DEMOGRAPHICS, ORACLE = "tte", "demographics", "oracle"
 NOT_IN_MEAN = ("mortality",)
 
 Ranking = tuple[str, int]  # arm, index of the outcome
+About = tuple[str, str, float | None]  # phenotype, metric, horizon_days
 
 
 @dataclass(frozen=True)
@@ -96,12 +97,12 @@ class _Rows:
             reason = self.reasons.get((arm, index))
             yield self._row(arm, None, about, counts, self.samples.get((arm, index)), reason)
         for arm, baseline in pairs_of(arms):
-            both = [self.samples.get((a, index)) for a in (arm, baseline)]
-            if any(values is None for values in both):
+            ours, theirs = (self.samples.get((a, index)) for a in (arm, baseline))
+            if ours is None or theirs is None:
                 reason = self.reasons.get((arm, index)) or f"{baseline}: {self.reasons.get((baseline, index))}"
                 yield self._row(arm, baseline, about, counts, None, reason)
             else:
-                yield self._row(arm, baseline, about, counts, both[0] - both[1], None)
+                yield self._row(arm, baseline, about, counts, ours - theirs, None)
 
     def of_mean(self, arms: Sequence[str], metric: str) -> Iterator[Metric]:
         """Means over the phenotypes that every arm has a value for, so that arms stay comparable."""
@@ -114,14 +115,14 @@ class _Rows:
         ]
         if not any(outcome.metric == metric for outcome in self.outcomes):
             return
-        about = ("mean", metric, None)
+        about: About = ("mean", metric, None)
         known = [self.rows_N & self.outcomes[index].known_N for index in indices]
         events = [rows & self.outcomes[index].event_N for rows, index in zip(known, indices)]
         counts = (int(np.sum(known)), int(np.sum(events)))
         reason = None if indices else "no phenotype has a value for every arm"
-        mean = {a: np.mean([self.samples[a, i] for i in indices], axis=0) if indices else None for a in arms}
+        mean = {a: np.mean([self.samples[a, i] for i in indices], axis=0) for a in arms} if indices else {}
         for arm in arms:
-            yield self._row(arm, None, about, counts, mean[arm], reason)
+            yield self._row(arm, None, about, counts, mean.get(arm), reason)
         for arm, baseline in pairs_of(arms):
             difference = mean[arm] - mean[baseline] if indices else None
             yield self._row(arm, baseline, about, counts, difference, reason)
@@ -132,7 +133,15 @@ class _Rows:
                     share, why = _closed_gap(mean[arm], mean[baseline], mean[ORACLE]) if indices else (None, reason)
                     yield self._row(arm, baseline, about, counts, share, why)
 
-    def _row(self, arm, baseline, about, counts, samples, reason) -> Metric:
+    def _row(
+        self,
+        arm: str,
+        baseline: str | None,
+        about: About,
+        counts: tuple[int, int],
+        samples: np.ndarray | None,
+        reason: str | None,
+    ) -> Metric:
         phenotype, metric, horizon_days = about
         value, (lo, hi) = (np.nan, (np.nan, np.nan))
         if samples is not None:
@@ -141,7 +150,9 @@ class _Rows:
         return Metric(self.split, arm, baseline, probe, phenotype, metric, horizon_days, value, lo, hi, *counts, reason)
 
 
-def _closed_gap(arm_B: np.ndarray, baseline_B: np.ndarray, oracle_B: np.ndarray):
+def _closed_gap(
+    arm_B: np.ndarray, baseline_B: np.ndarray, oracle_B: np.ndarray
+) -> tuple[np.ndarray | None, str | None]:
     """(arm - baseline) / (oracle - baseline), a ratio of means; resamples without a gap to close are undefined."""
     gap_B = oracle_B - baseline_B
     if gap_B[0] <= 0:

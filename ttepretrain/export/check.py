@@ -6,7 +6,6 @@ F features.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from importlib.metadata import version
 
 import torch
@@ -28,7 +27,7 @@ def versions() -> dict[str, str]:
     return {"ttepretrain": ttepretrain.__version__, "torch": torch.__version__, "monai": version("monai")}
 
 
-def reference_features(encoder: Encoder, windows: Sequence[Window]) -> Tensor:
+def reference_features(encoder: Encoder, windows: tuple[Window, ...]) -> Tensor:
     """float32 [F] of one volume made of integers alone; the encoder is on the CPU and in eval mode."""
     d, h, w = torch.meshgrid(*(torch.arange(size) for size in SHAPE_DHW), indexing="ij")
     hu_DHW = (13 * d * d + 7 * h * w + 29 * w + 3 * h) % 2047 - 1024

@@ -69,7 +69,7 @@ def read_export(folder: Path) -> Export:
         return Export(
             folder=folder,
             arm=config.get("arm", "tte"),
-            model=ModelConfig(**config["model"] | {"init": "random"}),
+            model=ModelConfig.from_json(config["model"] | {"init": "random"}),
             feature_dim=config["feature_dim"],
             spec=VolumeSpec.from_json(config["volume"]),
             preprocess_version=config["volume"]["preprocess_version"],

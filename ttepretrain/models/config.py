@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from typing import Any
 
 from ttepretrain.config import require, require_choice
 
@@ -66,14 +67,18 @@ class ModelConfig:
     vit: ViTConfig = field(default_factory=ViTConfig)  # encoder vit_liere
 
     def __post_init__(self) -> None:
-        if not isinstance(self.vit, ViTConfig):  # from an export's config.json
-            self.vit = ViTConfig(**self.vit)
         require_choice("model.encoder", self.encoder, ENCODERS)
         require_choice("model.norm", self.norm, NORMS)
         require(self.init != "", "model.init", self.init, "must be 'random', an export's folder or LAYOUT:PATH")
         require(self.head_dim >= 1, "model.head_dim", self.head_dim, "must be at least 1")
         if self.init_kind in WEIGHT_FILES:
             self._check_weight_file()
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> ModelConfig:
+        """What an export's config.json says of its model."""
+        vit = {"vit": ViTConfig(**document["vit"])} if "vit" in document else {}
+        return cls(**document | vit)
 
     @property
     def init_kind(self) -> str:

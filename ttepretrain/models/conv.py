@@ -9,7 +9,7 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import BackwardCFunction, FunctionCtx, once_differentiable
 from torch.nn import functional
 
 LARGEST_MAP = 2  # voxels per axis
@@ -48,7 +48,7 @@ class _Standardise(torch.autograd.Function):
     """w -> s (w - mean w). Backward in closed form: autograd's steps cost as much as a third of a ResNet-18's step."""
 
     @staticmethod
-    def forward(ctx, weight: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, weight: Tensor) -> Tensor:
         kernels_Cn = weight.flatten(1)
         mean_C1 = kernels_Cn.mean(1, keepdim=True)
         unit_Cn = kernels_Cn - mean_C1  # torch.var_mean alone would take four times as long as all of this
@@ -61,8 +61,8 @@ class _Standardise(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, slope: Tensor) -> Tensor:
-        unit_Cn, scale_C1 = ctx.saved_tensors
+    def backward(ctx: BackwardCFunction, slope: Tensor) -> Tensor:
+        unit_Cn, scale_C1 = ctx.saved_tensors  # type: ignore[misc]  # torch declares a tuple of one tensor
         slope_Cn = slope.flatten(1)
         # What would change the mean or the norm has no effect.
         along_C1 = (slope_Cn * unit_Cn).sum(1, keepdim=True) / GAIN**2

@@ -5,6 +5,7 @@ B batch, C channel, D H W slices rows columns, F features.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -20,10 +21,10 @@ from ttepretrain.models.networks.resnet import i3resnet152_trunk, resnet_trunk
 from ttepretrain.models.networks.segresnet import segresnet_trunk
 from ttepretrain.models.networks.swin import swin_unetr_trunk
 from ttepretrain.models.networks.vit import vit_liere_trunk
-from ttepretrain.models.trunk import CheckpointedSequential, TrunkRequest
+from ttepretrain.models.trunk import CheckpointedSequential, Trunk, TrunkRequest
 
 # A new encoder is a file with a function TrunkRequest -> Trunk, a line here and its name in config.py.
-TRUNKS = {
+TRUNKS: dict[str, Callable[[TrunkRequest], Trunk]] = {
     "densenet121": densenet121_trunk,
     "resnet18": partial(resnet_trunk, 18),
     "resnet50": partial(resnet_trunk, 50),

@@ -93,7 +93,7 @@ def read_weight_file(path: Path) -> dict[str, Tensor]:
         raise ConfigError(f"model.init: a weight file ends in .safetensors, {', '.join(PICKLED)}")
     try:
         if path.suffix == ".safetensors":
-            state = load_file(path)
+            state: object = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -103,8 +103,8 @@ def read_weight_file(path: Path) -> dict[str, Tensor]:
             "model.init: the weight file is damaged, or holds more than tensors and numbers; "
             "write its state dict as .safetensors"
         ) from None
-    state = state.get("state_dict", state) if isinstance(state, dict) else {}
-    tensors = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    named = state.get("state_dict", state) if isinstance(state, dict) else {}
+    tensors = {name: tensor for name, tensor in named.items() if isinstance(tensor, Tensor)}
     if not tensors:
         raise IntegrityError("model.init: the weight file holds no state dict")
     prefix = "module."

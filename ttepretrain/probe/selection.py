@@ -54,7 +54,14 @@ def fit_probes(features_NF: np.ndarray, split_N: np.ndarray, outcomes: Sequence[
     return result
 
 
-def _fit_metric(x_NP, train_N, tuning_N, outcomes, indices, result: FittedProbes) -> None:
+def _fit_metric(
+    x_NP: np.ndarray,
+    train_N: np.ndarray,
+    tuning_N: np.ndarray,
+    outcomes: Sequence[Outcome],
+    indices: Sequence[int],
+    result: FittedProbes,
+) -> None:
     """Fit with every ridge, choose one, keep its risks."""
     risks = _fit_all(x_NP, train_N, outcomes, indices, result)
     fitted = [index for index in indices if any((ridge, index) in risks for ridge in RIDGES)]
@@ -77,7 +84,13 @@ def _fit_metric(x_NP, train_N, tuning_N, outcomes, indices, result: FittedProbes
     }
 
 
-def _fit_all(x_NP, train_N, outcomes, indices, result: FittedProbes) -> dict[tuple[float, int], np.ndarray]:
+def _fit_all(
+    x_NP: np.ndarray,
+    train_N: np.ndarray,
+    outcomes: Sequence[Outcome],
+    indices: Sequence[int],
+    result: FittedProbes,
+) -> dict[tuple[float, int], np.ndarray]:
     """Risks [N] per (ridge, outcome index); what could not be fitted goes to `result.dropped`."""
     from joblib import Parallel, cpu_count, delayed
 

@@ -1,10 +1,10 @@
-"""From log hazards to survival, cumulative incidence and quantiles (docs/explanation/likelihood.md).
+"""From log hazards to cumulative incidence (docs/explanation/likelihood.md).
 
 B rows, K tasks, T bins (lo, hi]. Hazards are per day and constant within a bin. Time starts at the blackout b, as in
 the likelihood: nothing is said about (0, b].
 
     L_k(t) = sum_t l_kt D_t(t)          D_t(t): days of bin t between b and t
-    S_k(t) = exp(-L_k(t))               k alone: what would happen if nobody died first
+    S_k(t) = exp(-L_k(t))               k alone: what would happen if nobody died first; 1 - F_k without a death task
     F_k(t) = sum_t S(lo_t) l_kt / (l_kt + l_Dt) (1 - exp(-(l_kt + l_Dt) D_t))      S of k and death D together
 
 F is the probability that k happens by t and before death (cause-specific hazards). Other tasks do not end follow-up.
@@ -18,12 +18,6 @@ import torch
 from torch import Tensor
 
 from ttepretrain.survival.likelihood import exposure_days
-
-
-def survival(log_hazard_BTK: Tensor, horizon_days: float, bin_edges_days: Sequence[float], blackout_days: float):
-    """float64 [B, K]: S_k(horizon)."""
-    days_T = _days_in_bins(log_hazard_BTK, horizon_days, bin_edges_days, blackout_days)
-    return torch.exp(-_passed(log_hazard_BTK.double().exp(), days_T).sum(1))
 
 
 def cumulative_incidence(
@@ -46,30 +40,14 @@ def cumulative_incidence(
     return (torch.exp(-before_BTK) * by_k_BTK * -torch.expm1(-passed_BTK)).sum(1)
 
 
-def quantile_days(
-    log_hazard_BTK: Tensor, share: float, bin_edges_days: Sequence[float], blackout_days: float
-) -> Tensor:
-    """float64 [B, K]: the day t with S_k(t) = 1 - share. The last bin has no end: infinite only at a hazard of 0."""
-    if not 0 < share < 1:
-        raise ValueError(f"share must lie between 0 and 1; got {share}")
-    hazard_BTK = log_hazard_BTK.double().exp()
-    edges = torch.as_tensor(bin_edges_days, dtype=torch.float64, device=hazard_BTK.device)
-    low_T = edges[:-1].clamp(min=blackout_days)
-    days_T = (edges[1:-1] - low_T[:-1]).clamp(min=0)  # of all bins but the last
-    ends_BTK = (hazard_BTK[:, :-1] * days_T[:, None]).cumsum(1)  # L at the end of each of them
-    wanted = -torch.log1p(torch.tensor(-share, dtype=torch.float64))
-    bin_B1K = (ends_BTK < wanted).sum(1, keepdim=True)
-    before_BTK = torch.cat([torch.zeros_like(hazard_BTK[:, :1]), ends_BTK], 1)
-    rest_BK = (wanted - before_BTK.gather(1, bin_B1K)) / hazard_BTK.gather(1, bin_B1K)
-    return low_T[bin_B1K[:, 0]] + rest_BK[:, 0]
-
-
 def _passed(hazard_BTK: Tensor, days_T: Tensor) -> Tensor:
     """Hazard times days; 0 for a hazard of 0, however long."""
     return torch.where(hazard_BTK == 0, 0.0, hazard_BTK * days_T[:, None])
 
 
-def _days_in_bins(log_hazard_BTK: Tensor, horizon_days: float, edges: Sequence[float], blackout_days: float) -> Tensor:
-    edges = torch.as_tensor(edges, dtype=torch.float64, device=log_hazard_BTK.device)
+def _days_in_bins(
+    log_hazard_BTK: Tensor, horizon_days: float, bin_edges_days: Sequence[float], blackout_days: float
+) -> Tensor:
+    edges = torch.as_tensor(bin_edges_days, dtype=torch.float64, device=log_hazard_BTK.device)
     horizon = torch.tensor([horizon_days], dtype=torch.float64, device=edges.device)
     return exposure_days(horizon, edges, blackout_days)[0]

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import BackwardCFunction, FunctionCtx, once_differentiable
 
 from ttepretrain.batch import Batch
 
@@ -79,7 +79,15 @@ class _PiecewiseExponential(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, z_BTK, exposure_BT, days_N, event_N, at_event_NT, at_left_out_MT):
+    def forward(
+        ctx: FunctionCtx,
+        z_BTK: Tensor,
+        exposure_BT: Tensor,
+        days_N: Tensor,
+        event_N: Tensor,
+        at_event_NT: Tensor,
+        at_left_out_MT: Tensor,
+    ) -> Tensor:
         # Flat index_select, scatter_ and index_fill_: a third of the time of z[at] and z[at] = v.
         own_N = at_event_NT[:, 0]
         z_N = z_BTK.view(-1).index_select(0, own_N)
@@ -96,7 +104,7 @@ class _PiecewiseExponential(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_nll):
+    def backward(ctx: BackwardCFunction, grad_nll: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         [dz_BTK] = ctx.saved_tensors
         return dz_BTK.mul_(grad_nll), None, None, None, None, None
 

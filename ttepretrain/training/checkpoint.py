@@ -23,6 +23,7 @@ from ttepretrain.errors import ConfigError, IntegrityError
 from ttepretrain.files import crash_point, sha256_of, sync, write_atomic, write_json
 from ttepretrain.log import log
 from ttepretrain.training.distributed import Ranks
+from ttepretrain.training.engine import Engine
 
 FORMAT = 1
 ENGINE_TAG = "engine"
@@ -36,7 +37,7 @@ class CheckpointStore:
     def __init__(self, folder: Path, ranks: Ranks, keep: int):
         self.folder, self.ranks, self.keep = folder, ranks, keep
 
-    def save(self, engine, step: int, state: dict) -> None:
+    def save(self, engine: Engine, step: int, state: dict) -> None:
         """Commit step `step`, then delete all but the newest `keep`. Raises ResourceError when the disk is full."""
         writing, final = self.folder / f".writing_{step:08d}", self.folder / f"step_{step:08d}"
         self.ranks.first(lambda: _make_empty(writing))
@@ -56,7 +57,7 @@ class CheckpointStore:
         """
         return self.ranks.first(self._newest)
 
-    def restore(self, path: Path, state: dict, engine) -> None:
+    def restore(self, path: Path, state: dict, engine: Engine) -> None:
         """Weights, optimizer and this rank's random state of a commit that `newest` has checked."""
         check_layout(state, engine.zero_optimization_stage(), self.ranks.world)
         _use_safe_files(engine)
@@ -78,7 +79,7 @@ class CheckpointStore:
                 replaced.rename(final)
         for leftover in self.folder.glob(".*_*"):
             shutil.rmtree(leftover)
-        damaged = []
+        damaged: list[Path] = []
         for path in reversed(self._commits()):
             problem = damage(path)
             if problem is None:
@@ -186,7 +187,7 @@ def _set_random_state(path: Path) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
-def _use_safe_files(engine) -> None:
+def _use_safe_files(engine: Engine) -> None:
     """Let the engine write to disk for certain, and read nothing but tensors, plain values and three named classes."""
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
@@ -197,7 +198,7 @@ def _use_safe_files(engine) -> None:
         torch.save(state_dict, content)
         write_atomic(Path(path), content.getbuffer())
 
-    def load(path: str, map_location: object = None) -> dict:
+    def load(path: str, map_location: str | torch.device | None = None) -> dict:
         with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
             return torch.load(path, map_location=map_location, weights_only=True)
 

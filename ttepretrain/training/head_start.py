@@ -71,7 +71,9 @@ def standardise_heads(
 
 
 @torch.no_grad()
-def _gathered(head, features, batches: Iterable[Batch], nll_sum: NllSum) -> tuple[Tensor, Tensor, Tensor]:
+def _gathered(
+    head: FactorisedHead, features: Callable[[Tensor], Tensor], batches: Iterable[Batch], nll_sum: NllSum
+) -> tuple[Tensor, Tensor, Tensor]:
     device, (_, num_tasks) = head.bias_TK.device, head.bias_TK.shape
     rows = [(torch.empty(0, head.expand.in_features), *torch.empty(2, 0, num_tasks))]
     rows = [tuple(part.to(device) for part in rows[0])]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+from types import ModuleType
 
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from torch import nn
 from ttepretrain.models.conv import StandardisedConv3d
 from ttepretrain.training.config import TrainConfig
 from ttepretrain.training.distributed import Ranks
+from ttepretrain.training.engine import Engine
 
 FINAL_LR = 0.01  # of the peak, where the cosine ends
 # The loss is a mean over thousands of tasks and bins: an encoder weight's gradient is near 2e-9 (ResNet-18, 513 tasks),
@@ -48,17 +50,18 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict]:
         in_head = "head" in name.split(".")
         rate = config.head_lr if in_head else config.encoder_lr
         if parameter.ndim >= 2 and name.endswith(".weight"):
-            # The key is the network's alone, so that a run may go on under other rates.
+            # The key is the network's alone, so that a run may resume under other rates.
             fan_in = parameter[0].numel()
-            key = (in_head, fan_in, id(parameter) in standardised)
-            peak, decay = rate / (math.sqrt(fan_in) if key[2] else fan_in), config.weight_decay
+            is_standardised = id(parameter) in standardised
+            key: tuple = (in_head, fan_in, is_standardised)
+            peak, decay = rate / (math.sqrt(fan_in) if is_standardised else fan_in), config.weight_decay
         else:
             key, peak, decay = (in_head,), rate * (HEAD_VECTOR_LR if in_head else VECTOR_LR), 0.0
         groups.setdefault(key, {"params": [], "weight_decay": decay, "peak_lr": peak})["params"].append(parameter)
     return list(groups.values())
 
 
-def start_engine(model: nn.Module, ranks: Ranks, config: TrainConfig):
+def start_engine(model: nn.Module, ranks: Ranks, config: TrainConfig) -> Engine:
     """DeepSpeed engine around `model`. It updates fp32 weights; lower precision is the model's own autocast."""
     deepspeed = _import_deepspeed()
     # fused: on CPUs foreach takes several times as long.
@@ -79,13 +82,13 @@ def start_engine(model: nn.Module, ranks: Ranks, config: TrainConfig):
     return engine
 
 
-def refresh_groups(engine, config: TrainConfig) -> None:
+def refresh_groups(engine: Engine, config: TrainConfig) -> None:
     """Peak rates and decay of this configuration; loading a checkpoint brings back those it was written with."""
     for group, fresh in zip(engine.optimizer.param_groups, parameter_groups(engine.module, config), strict=True):
         group |= {key: fresh[key] for key in ("weight_decay", "peak_lr")}
 
 
-def set_learning_rates(engine, step: int, total_steps: int, config: TrainConfig) -> float:
+def set_learning_rates(engine: Engine, step: int, total_steps: int, config: TrainConfig) -> float:
     """Rates of this step for every group; returns `train.lr`'s own, for the record."""
     share = schedule(step, total_steps, config.warmup_fraction)
     for group in engine.optimizer.param_groups:
@@ -93,7 +96,7 @@ def set_learning_rates(engine, step: int, total_steps: int, config: TrainConfig)
     return config.encoder_lr * share
 
 
-def apply_gradients(engine, grad_clip: float) -> float | None:
+def apply_gradients(engine: Engine, grad_clip: float) -> float | None:
     """Clip, step, and return the gradient's norm before clipping; None when it is not finite: no rank has stepped."""
     if engine.zero_optimization_stage() > 0:
         engine.step()
@@ -106,7 +109,7 @@ def apply_gradients(engine, grad_clip: float) -> float | None:
     return float(norm)
 
 
-def _import_deepspeed():
+def _import_deepspeed() -> ModuleType:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed

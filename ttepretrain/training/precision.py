@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ttepretrain.log import log
+from ttepretrain.models.model import ScanModel
 
 MAX_DIFFERENCE = 0.03  # relative; right kernels stay near 0.003
+
+
+class HasEncoder(Protocol):
+    """What the self-test runs: a ScanModel or an Embedder."""
+
+    @property
+    def encoder(self) -> nn.Module: ...
+    def features(self, volume_BDHW: Tensor) -> Tensor: ...
 
 
 class MixedPrecision(nn.Module):
@@ -19,7 +29,7 @@ class MixedPrecision(nn.Module):
     Autocast rather than DeepSpeed's bf16 mode: that one also rounds the head's table of log hazards, in steps of 6 %.
     """
 
-    def __init__(self, model: nn.Module, bf16: bool):
+    def __init__(self, model: ScanModel, bf16: bool):
         super().__init__()
         self.model, self.bf16 = model, bf16
 
@@ -35,7 +45,7 @@ class MixedPrecision(nn.Module):
         return torch.autocast(volume_BDHW.device.type, torch.bfloat16, enabled=self.bf16)
 
 
-def choose_precision(precision: str, model: nn.Module, shape_DHW: Sequence[int], device: torch.device) -> str:
+def choose_precision(precision: str, model: HasEncoder, shape_DHW: Sequence[int], device: torch.device) -> str:
     """fp32 or bf16. `auto` is bf16 where the device computes it natively and agrees with fp32 on volumes of noise."""
     if precision != "auto":
         return precision
@@ -58,16 +68,17 @@ def _native_bf16(device: torch.device) -> bool:
     return torch.cpu._is_avx512_bf16_supported()
 
 
-def bf16_difference(model: nn.Module, volume_BDHW: Tensor) -> float:
+def bf16_difference(model: HasEncoder, volume_BDHW: Tensor) -> float:
     """Largest relative difference between bf16 and fp32 over the encoder's convolutions and linear layers.
 
     Of the output and both gradients. Each kernel on its own input, for through a deep network right ones drift apart
     too, and one layer of every shape. Wrong ones exist and raise no error: cuDNN 9.10.2, oneDNN for maps of 2 x 2 x 2
     voxels. The model is left as it was.
     """
-    differences, seen = [], set()
+    differences: list[float] = []
+    seen: set[tuple] = set()
 
-    def compare(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+    def compare(layer: nn.Conv3d | nn.Linear, inputs: tuple[Tensor], output: Tensor) -> None:
         kind = (type(layer), layer.weight.shape, inputs[0].shape, output.shape)
         if kind in seen:
             return
@@ -90,10 +101,10 @@ def bf16_difference(model: nn.Module, volume_BDHW: Tensor) -> float:
 
 
 @torch.enable_grad()
-def _output_and_gradients(layer: nn.Module, x: Tensor, bf16: bool) -> list[Tensor]:
+def _output_and_gradients(layer: nn.Conv3d | nn.Linear, x: Tensor, bf16: bool) -> list[Tensor]:
     x = x.detach().requires_grad_()
     with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
-        y = layer.__class__.forward(layer, x)  # not its call: that runs the hook
+        y = layer.forward(x)  # not its call: that runs the hook
     # Positive: under signs that cancel, inputs that are alike (tokens after attention) leave nothing but rounding.
     pattern = 1.5 + torch.linspace(-8, 8, y.numel(), device=y.device).sin().view_as(y)
     gradients = torch.autograd.grad((y.float() * pattern).sum(), [x, layer.weight])

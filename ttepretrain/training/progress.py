@@ -6,8 +6,12 @@ import os
 import sys
 import time
 from collections import deque
+from typing import TYPE_CHECKING
 
 from ttepretrain.training.metrics import MetricsRow
+
+if TYPE_CHECKING:
+    import rich.progress
 
 RECENT_STEPS = 20  # speed and loss shown are means over this many last steps
 
@@ -64,19 +68,19 @@ class Progress:
             parts.append(f"tuning {self._loss_tuning:.5f}")
         if row.studies_per_second:
             parts.append(f"{row.studies_per_second:.1f} studies/s")
-            parts.append(f"ETA {self._eta(row)}")
+            parts.append(f"ETA {self._eta(row.step, row.studies_per_second)}")
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=row.step, description="  ".join(parts))
         elif always or time.monotonic() - self._printed >= self.log_seconds:
             self._printed = time.monotonic()
             self.say("  ".join([f"step {row.step}/{self.last_step}", *parts]))
 
-    def _eta(self, row: MetricsRow) -> str:
-        seconds = round((self.last_step - row.step) * self.batch_size / row.studies_per_second)
+    def _eta(self, step: int, studies_per_second: float) -> str:
+        seconds = round((self.last_step - step) * self.batch_size / studies_per_second)
         return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
 
-def _terminal_bar(step: int, last_step: int):
+def _terminal_bar(step: int, last_step: int) -> rich.progress.Progress | None:
     """Live bar; None where rich is not installed."""
     try:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+Handler = Callable[[int, FrameType | None], object] | int | signal.Handlers | None  # what Python keeps of a signal
 # A launcher's forward and the terminal's own delivery of one Ctrl-C arrive within milliseconds: one request, not two.
 SAME_REQUEST_SECONDS = 0.5
 
@@ -18,7 +20,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.requested = False
         self._first = 0.0
-        self._previous: dict[int, object] = {}
+        self._previous: dict[signal.Signals, Handler] = {}
 
     def __enter__(self) -> StopSignals:
         self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,9 +26,11 @@ from torch import Tensor, nn
 from ttepretrain.batch import Batch
 from ttepretrain.errors import ConfigError, Interrupted, NumericsError
 from ttepretrain.log import log
+from ttepretrain.models.model import ScanModel
 from ttepretrain.training.checkpoint import CheckpointStore
 from ttepretrain.training.config import TrainConfig
 from ttepretrain.training.distributed import Ranks
+from ttepretrain.training.engine import Engine
 from ttepretrain.training.identity import check_identity
 from ttepretrain.training.objectives.base import Objective
 from ttepretrain.training.optim import apply_gradients, refresh_groups, set_learning_rates, start_engine
@@ -46,7 +48,7 @@ class Supply:
     train_batches: Callable[[int, int], Iterable[Batch]]  # (epoch, position): this rank's share of what is left of it
     fit_batches: Callable[[], Iterable[Batch]]  # this rank's share of the studies the head is fitted to; may be none
     tuning_batches: Callable[[], Iterable[Batch]]  # this rank's share; all ranks get equally many, some maybe empty
-    write_export: Callable[[Path, nn.Module, dict], None]  # (folder, model, what training says of it)
+    write_export: Callable[[Path, ScanModel, dict], None]  # (folder, model, what training says of it)
     identity: dict[str, object]  # values that decide the weights (identity.py)
     identity_defaults: dict[str, object]  # what a key stood for in checkpoints from before it was there
 
@@ -83,14 +85,20 @@ class Trainer:
         self.objective = objective
         self.model = objective.model.to(ranks.device)
         self.network = MixedPrecision(self.model, config.precision == "bf16")
-        self.engine = None  # DeepSpeed's, from `resume` or `begin` on
+        self._engine: Engine | None = None  # DeepSpeed's, from `resume` or `begin` on
         self.state = TrainState()
         self.saved_at = time.monotonic()
         self.store = CheckpointStore(folder / "checkpoints", ranks, config.keep_checkpoints)
 
+    @property
+    def engine(self) -> Engine:
+        assert self._engine is not None, "`resume` or `begin` starts it"
+        return self._engine
+
     def run(self) -> TrainState:
         """Train to the last step. Raises Interrupted after the save that a signal asked for, NumericsError."""
-        if self.finished:
+        done = self.finished
+        if done:
             if self.ranks.rank == 0:
                 log.info("already finished at step %d; nothing to do", self.state.step)
             return self.state
@@ -101,7 +109,7 @@ class Trainer:
         )  # fmt: skip
         self.telemetry.say(self.greeting())
         try:
-            if self.engine is None:
+            if self._engine is None:
                 self.begin()
             while not self.finished:
                 if self.tuning_due():
@@ -119,7 +127,7 @@ class Trainer:
             self.telemetry.say("the head starts from the untrained encoder's features")
             if self.objective.start(self.network.features, self.supply.fit_batches(), self.ranks):
                 self.evaluate()
-        self.engine = start_engine(self.network, self.ranks, self.config)
+        self._engine = start_engine(self.network, self.ranks, self.config)
         self.telemetry.resume_clock()
 
     def end_epoch(self) -> None:
@@ -182,7 +190,7 @@ class Trainer:
     @torch.no_grad()
     def evaluate(self) -> None:
         """Loss over the whole tuning split, without augmentation; the best so far is exported."""
-        network = self.engine or self.network
+        network = self._engine or self.network
         network.eval()
         total_loss = total_cells = 0.0
         for batch in self.supply.tuning_batches():
@@ -190,8 +198,8 @@ class Trainer:
             batch = batch.to(self.ranks.device)
             given, target = self.objective.example(batch.volume_BDHW, seeds_B, batch)
             loss_sum, cells = self.objective.loss_sum(network(given), target)
-            loss_sum, cells, stop = self.ranks.sum(loss_sum, cells, self.signals.requested)
-            total_loss, total_cells = total_loss + loss_sum, total_cells + cells
+            loss_all, cells_all, stop = self.ranks.sum(loss_sum, cells, self.signals.requested)
+            total_loss, total_cells = total_loss + loss_all, total_cells + cells_all
             if stop:
                 self.stop()
         loss = total_loss / max(total_cells, 1)
@@ -250,7 +258,7 @@ class Trainer:
         path, saved = found
         supply, allowed = self.supply, self.config.allow_change or []
         check_identity(saved["identity"], supply.identity, supply.identity_defaults, allowed)
-        self.engine = start_engine(self.network, self.ranks, self.config)
+        self._engine = start_engine(self.network, self.ranks, self.config)
         self.store.restore(path, saved, self.engine)
         refresh_groups(self.engine, self.config)
         self.state = TrainState(**saved["train"])
@@ -277,7 +285,7 @@ class Trainer:
         self.saved_at = time.monotonic()
 
     def stop(self) -> None:
-        if self.engine is None:
+        if self._engine is None:
             raise Interrupted("stopped before the first step; run the same command again")
         self.save()
         raise Interrupted(f"stopped after step {self.state.step}, which is saved; run the same command again to resume")
@@ -307,7 +315,7 @@ def steps_per_epoch(batch_size: int, num_train: int, world: int) -> int:
     return num_train // batch_size
 
 
-def gathered(engine, model: nn.Module):
+def gathered(engine: Engine, model: nn.Module) -> AbstractContextManager:
     """Context in which every rank sees whole weights (ZeRO 3 keeps a slice each)."""
     if engine.zero_optimization_stage() < 3:
         return nullcontext()
@@ -318,6 +326,6 @@ def gathered(engine, model: nn.Module):
 
 def study_seeds(seed: int, epoch: int, study_rank_B: Tensor) -> Tensor:
     """int64 [B], of augmentation and of hidden blocks: a function of (run seed, epoch, study) alone."""
-    words = [np.random.SeedSequence([seed, epoch, rank]).generate_state(1, np.uint64) for rank in study_rank_B.tolist()]
-    words = np.concatenate([np.empty(0, np.uint64), *words])  # a rank may have no tuning study left
+    drawn = [np.random.SeedSequence([seed, epoch, rank]).generate_state(1, np.uint64) for rank in study_rank_B.tolist()]
+    words = np.concatenate([np.empty(0, np.uint64), *drawn])  # a rank may have no tuning study left
     return torch.from_numpy((words >> np.uint64(1)).astype(np.int64))

@@ -14,7 +14,9 @@ def densenet121_trunk(request: TrunkRequest) -> Trunk:
     from monai.networks.nets import DenseNet121
 
     network = DenseNet121(spatial_dims=3, in_channels=request.in_channels, out_channels=1)
+    classifier = network.class_layers.get_submodule("out")
+    assert isinstance(classifier, nn.Linear)
     layers = OrderedDict(network.features.named_children())
-    layers["relu5"] = network.class_layers.relu
+    layers["relu5"] = network.class_layers.get_submodule("relu")
     # The three average poolings round down: fewer voxels along an axis leave none for the last.
-    return Trunk(nn.Sequential(layers), network.class_layers.out.in_features, min_voxels=29)
+    return Trunk(nn.Sequential(layers), classifier.in_features, min_voxels=29)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -26,11 +26,11 @@ def i3resnet152_trunk(request: TrunkRequest) -> Trunk:
 
     Stem 3 x 7 x 7 of stride 1 x 2 x 2 on slices whose rows run to the right and columns to the front.
     """
-    read = OrderedDict(read=ReadAs("SRA"))
+    read: OrderedDict[str, nn.Module] = OrderedDict(read=ReadAs("SRA"))
     return _trunk(152, request, read, conv1_t_size=(3, 7, 7), conv1_t_stride=(1, 2, 2))
 
 
-def _trunk(depth: int, request: TrunkRequest, first: OrderedDict[str, nn.Module], **stem) -> Trunk:
+def _trunk(depth: int, request: TrunkRequest, first: OrderedDict[str, nn.Module], **stem: Any) -> Trunk:
     from monai.networks.nets import resnet18, resnet50, resnet152
 
     make = {18: resnet18, 50: resnet50, 152: resnet152}[depth]

@@ -18,5 +18,5 @@ def segresnet_trunk(request: TrunkRequest) -> Trunk:
 
     network = SegResEncoder(in_channels=request.in_channels, init_filters=32, blocks_down=BLOCKS)
     layers = OrderedDict(read=ReadAs("SPL"), conv_init=network.conv_init)
-    layers["layers"] = nn.Sequential(*(nn.Sequential(OrderedDict(level.items())) for level in network.layers))
+    layers["layers"] = nn.Sequential(*(nn.Sequential(OrderedDict(level.named_children())) for level in network.layers))
     return Trunk(nn.Sequential(layers), 32 << (len(BLOCKS) - 1))

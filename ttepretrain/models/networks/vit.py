@@ -83,7 +83,8 @@ class LieRELayer(nn.Module):
         return x_BDHWF + self.mlp(self.norm2(x_BDHWF))
 
     def _attend(self, x_BDHWF: Tensor) -> Tensor:
-        grid_DHW = tuple(x_BDHWF.shape[1:4])
+        _, depth, height, width, _ = x_BDHWF.shape
+        grid_DHW = depth, height, width
         rotations = self.liere.rotations(self.positions.of_grid(grid_DHW, x_BDHWF.device))
         q, k, v = (  # [B, heads, N, E]
             part.flatten(1, 3).unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -98,7 +99,8 @@ class PatchEmbedding(nn.Module):
 
     def __init__(self, in_channels: int, config: ViTConfig):
         super().__init__()
-        self.project = nn.Conv3d(in_channels, config.width, tuple(config.patch), stride=tuple(config.patch))
+        depth, height, width = config.patch
+        self.project = nn.Conv3d(in_channels, config.width, (depth, height, width), stride=(depth, height, width))
 
     def forward(self, x_BCDHW: Tensor) -> Tensor:
         return self.project(x_BCDHW).movedim(1, -1)
@@ -132,6 +134,7 @@ def vit_liere_trunk(request: TrunkRequest) -> Trunk:
     for module in trunk.modules():
         if isinstance(module, nn.Linear | nn.Conv3d):
             nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+            assert module.bias is not None
             nn.init.zeros_(module.bias)
     return Trunk(trunk, config.width, convolutional=False)
 
@@ -141,4 +144,5 @@ def _positions(config: ViTConfig, spacing_mm: tuple[float, float, float] | None)
         return Positions(None)
     if spacing_mm is None:
         raise ConfigError("model.vit.extent_mm asks for positions in mm and no voxel spacing was given; set it to null")
-    return Positions(tuple(p * mm / config.extent_mm for p, mm in zip(config.patch, spacing_mm)))
+    depth, height, width = (p * mm / config.extent_mm for p, mm in zip(config.patch, spacing_mm))
+    return Positions((depth, height, width))

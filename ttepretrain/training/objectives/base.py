@@ -9,9 +9,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ttepretrain.batch import Batch
+from ttepretrain.models.model import ScanModel
 from ttepretrain.training.distributed import Ranks
 
 Features = Callable[[Tensor], Tensor]  # HU [B, D, H, W] -> [B, F], in the run's precision
@@ -25,8 +26,8 @@ class Objective(ABC):
     reference: ClassVar[str]  # what the loss before the first step is the loss of
     starts_from_features: ClassVar[bool] = True  # `start` does something
 
-    def __init__(self, model: nn.Module):
-        self.model = model  # has `encoder`, `features` and `head`; its last layer starts at zero, but for a bias
+    def __init__(self, model: ScanModel):
+        self.model = model  # its last layer starts at zero, but for a bias
 
     def example(self, hu_BDHW: Tensor, seeds_B: Tensor, batch: Batch) -> tuple[Tensor, Any]:
         """What the network is given and what `loss_sum` compares its output with. seeds_B: one int64 a study."""

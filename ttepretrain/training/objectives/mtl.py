@@ -72,7 +72,9 @@ class Phenotypes(Objective):
         return loss, cells
 
     def start(self, features: Features, batches: Iterable[Batch], ranks: Ranks) -> bool:
-        standardise_heads([self.model.head.answers, self.model.head.hazards], features, batches, ranks)
+        head = self.model.head
+        assert isinstance(head, PhenotypeHead)
+        standardise_heads([head.answers, head.hazards], features, batches, ranks)
         return False
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ttepretrain.batch import Batch
+from ttepretrain.models.head import PiecewiseExponentialHead
 from ttepretrain.models.model import TTEModel
 from ttepretrain.survival.likelihood import nll_sum
 from ttepretrain.tasks import TaskSet
@@ -34,5 +35,7 @@ class TimeToEvent(Objective):
         return nll_sum(output, target, self.edges_days, self.tasks.blackout_days, self.tasks.recurrence)
 
     def start(self, features: Features, batches: Iterable[Batch], ranks: Ranks) -> bool:
-        fit_head(self.model.head, features, batches, self.loss_sum, self.deviation, ranks)
+        head = self.model.head
+        assert isinstance(head, PiecewiseExponentialHead)
+        fit_head(head, features, batches, self.loss_sum, self.deviation, ranks)
         return True

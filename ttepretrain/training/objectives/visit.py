@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from ttepretrain.batch import Batch
 from ttepretrain.labels import LabelTable
+from ttepretrain.models.head import FactorisedHead
 from ttepretrain.models.model import ScanModel
 from ttepretrain.training.distributed import Ranks
 from ttepretrain.training.head_start import standardise_heads
@@ -38,7 +39,9 @@ class VisitCodes(Objective):
         return loss, torch.tensor(logit_BK.numel(), device=logit_BK.device)
 
     def start(self, features: Features, batches: Iterable[Batch], ranks: Ranks) -> bool:
-        standardise_heads([self.model.head], features, batches, ranks)
+        head = self.model.head
+        assert isinstance(head, FactorisedHead)
+        standardise_heads([head], features, batches, ranks)
         return False
 
 
