@@ -19,6 +19,7 @@ import polars as pl
 from ehr.choice.bins import EventTimes, bin_edges, train_event_times
 from ehr.choice.choice import all_patient_bits, excluded_codes, train_candidates
 from ehr.choice.frozen import frozen_choice, frozen_tasks
+from ehr.choice.referred import referred_codes
 from ehr.choice.tasks import choose_tasks
 from ehr.codes.codes import CodeIndex, index_codes
 from ehr.codes.ontology import Ontology, read_ontology
@@ -63,7 +64,7 @@ def build_labels(
     """Tasks, fitted on the train studies or frozen (`ehr.tasks`), and labels of every study that has follow-up.
 
     studies: study_id, subject_id, study_time (us), date_only (bool), split. map_shards(function, items) -> results in
-    item order; functions and items are picklable. fitted_on goes into the TaskSet as it is. scratch: an empty folder
+    item order; functions and items are picklable. fitted_on is copied into the TaskSet. scratch: an empty folder
     that all workers see, for 6 bytes per event and more (None: a temporary one of this machine).
     Raises ConfigError, IntegrityError or BadDataError (nothing left to label).
     """
@@ -75,8 +76,8 @@ def build_labels(
     with TemporaryDirectory() if scratch is None else nullcontext(scratch) as folder:
         survey = _survey(source, studies, Path(folder), map_shards)
         ontology, index = _codes(Path(ehr_folder), ontology_folder, survey, referred_codes(phenotypes, config))
-        codes_of, told, unmatched = _phenotype_codes(phenotypes, index)
-        rules = _rules(Path(folder), index, rule_table(told, codes_of), survey.latest_us, config)
+        codes_of, matched, unmatched = _phenotype_codes(phenotypes, index)
+        rules = _rules(Path(folder), index, rule_table(matched, codes_of), survey.latest_us, config)
         placed = studies.select("study", "subject_id", "index", "index_last", "period_end", "train")
         shards = plan_shards(survey.subjects, placed)
         counted = map_shards(partial(count_shard, rules=rules), shards)
@@ -97,7 +98,7 @@ def build_labels(
         frozen if frozen is not None else _task_set(chosen, event_times, index, config, fitted_on),
         labels,
         covariates,
-        phenotype_rows(outcome, told).select(pl.col(name).cast(dtype) for name, dtype in PHENOTYPES.items()),
+        phenotype_rows(outcome, matched).select(pl.col(name).cast(dtype) for name, dtype in PHENOTYPES.items()),
         event_times,
         {
             "studies": _flow(studies, survey.subjects, labels) | {"subjects_without_study": len(survey.others)},
@@ -105,7 +106,7 @@ def build_labels(
             "codes": _code_counts(index, ontology),
             "tasks": task_counts,
             "exclude_unmatched": match_codes(config.exclude or [], index)[1],
-            "phenotypes_without_rows": sorted(set(phenotypes) - set(told)),
+            "phenotypes_without_rows": sorted(set(phenotypes) - set(matched)),
             "phenotypes_unmatched": unmatched,
             "shards": len(shards),
             "scratch_bytes": most_scratch,
@@ -133,12 +134,12 @@ def _codes(
 def _phenotype_codes(
     phenotypes: dict[str, Phenotype], index: CodeIndex
 ) -> tuple[dict[str, pl.Series], dict[str, Phenotype], dict[str, list[str]]]:
-    """Code numbers of every phenotype, the phenotypes that the data can tell of, and the patterns without a code."""
-    matched = {name: match_codes(phenotype.codes, index) for name, phenotype in phenotypes.items()}
-    codes_of = {name: codes for name, (codes, _) in matched.items()}
-    # that a code the data never use did not happen is no answer
-    told = {name: p for name, p in phenotypes.items() if codes_of[name].is_in(index.seen.implode()).any()}
-    return codes_of, told, {name: missing for name, (_, missing) in matched.items() if missing}
+    """Code numbers of every phenotype, the phenotypes with a code in the data, and the patterns without one."""
+    found = {name: match_codes(phenotype.codes, index) for name, phenotype in phenotypes.items()}
+    codes_of = {name: codes for name, (codes, _) in found.items()}
+    # "no event" would be no answer where the data never use the code
+    matched = {name: p for name, p in phenotypes.items() if codes_of[name].is_in(index.seen.implode()).any()}
+    return codes_of, matched, {name: missing for name, (_, missing) in found.items() if missing}
 
 
 def _refuse_nothing(labels: pl.DataFrame, chosen: pl.DataFrame, task_counts: dict) -> None:
@@ -156,14 +157,6 @@ def _event_counts(survey: Survey, counted: list[ShardCounts]) -> dict:
 def _code_counts(index: CodeIndex, ontology: Ontology) -> dict:
     known = {"all": len(index.names), "undescribed": index.undescribed, "cyclic": index.cyclic}
     return known | {"icd_parents": ontology.icd, "icd_without_parent": ontology.icd_without_parent}
-
-
-def referred_codes(phenotypes: dict[str, Phenotype], config: EhrConfig) -> list[str]:
-    """Codes that the configuration speaks of by name, in the data or not."""
-    frozen = frozen_tasks(config)
-    patterns = [*(config.exclude or []), *(code for p in phenotypes.values() for code in p.codes)]
-    named = [pattern for pattern in patterns if not pattern.endswith("*")]
-    return [*named, *(frozen.codes if frozen is not None else [])]
 
 
 def _rules(

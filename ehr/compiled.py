@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numba
 
@@ -20,18 +20,19 @@ def _sources() -> str:
     return hashlib.sha256(sources).hexdigest()[:16]
 
 
-# numba notices only changes of the file that a loop stands in, and not of the rules that it calls. All of `ehr` is
-# hashed, not what a loop imports as data/labels/code.py does for the label files: to compile once too often costs
-# seconds, and every process asks before its first loop.
+# numba notices only changes of a loop's own file, not of the rules that it calls. The hash covers all of `ehr`, not
+# only what a loop imports, unlike the key of the label files (data/labels/code.py): one compilation too many costs
+# seconds, and every worker computes the hash before its first loop.
 _KEPT = _HERE / "__pycache__" / f"numba-{_sources()}"
 
 
 def compiled(loop: Loop) -> Loop:
     """The function as machine code: compiled at its first call, and kept for other processes where a folder allows."""
-    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(_KEPT)
+    before = numba.config.CACHE_DIR  # type: ignore[attr-defined]  # numba makes these names at run time
+    numba.config.CACHE_DIR = str(_KEPT)  # type: ignore[attr-defined]
     try:
         with suppress(RuntimeError):  # no folder to write to
-            return numba.njit(cache=True, nogil=True)(loop)
-        return numba.njit(nogil=True)(loop)
+            return cast(Loop, numba.njit(cache=True, nogil=True)(loop))  # called as the loop is
+        return cast(Loop, numba.njit(nogil=True)(loop))
     finally:
-        numba.config.CACHE_DIR = before
+        numba.config.CACHE_DIR = before  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
 from zoneinfo import ZoneInfo
@@ -61,7 +62,7 @@ class EhrConfig:
         require(_parses(ZoneInfo, self.timezone), "ehr.timezone", self.timezone, "must be a zone such as Europe/Berlin")
 
 
-def _parses(parse, value: str | None) -> bool:
+def _parses(parse: Callable[[str], object], value: str | None) -> bool:
     try:
         return value is None or parse(value) is not None
     except (ValueError, OSError, LookupError):  # ZoneInfoNotFoundError is a KeyError

@@ -61,7 +61,7 @@ def convert_omop(
     for name in {name for name, _, _ in items}:
         job.scratch(name).mkdir(parents=True)
     split = map_shards(partial(split_files, job=job), items)
-    counts = {name: Counter() for name, _, _ in items}
+    counts: dict[str, Counter[str]] = {name: Counter() for name, _, _ in items}
     for (name, _, _), (part, _) in zip(items, split):
         counts[name].update(part)
     _refuse_unreadable(counts)
@@ -171,7 +171,8 @@ def join_shard(shard: int, job: Conversion, concepts: pl.DataFrame) -> tuple[dic
 
 def _read(job: Conversion, table: str, kind: str, shard: int, schema: pl.Schema) -> pl.DataFrame:
     paths = sorted(job.scratch(table).glob(f"{kind}-*-{shard:03d}.arrow"))
-    parts = [pl.from_arrow(pa.ipc.open_stream(path.read_bytes()).read_all(), schema=schema) for path in paths]
+    tables = [pa.ipc.open_stream(path.read_bytes()).read_all() for path in paths]
+    parts = [pl.DataFrame(pl.from_arrow(table, schema=schema)) for table in tables]
     return pl.concat([pl.DataFrame(schema=schema), *parts])
 
 
@@ -234,7 +235,7 @@ def _refuse_unreadable(counts: dict[str, Counter]) -> None:
 
 
 def _versions(tables: Tables) -> dict:
-    """cdm_version and vocabulary_version of table cdm_source, null where it says nothing."""
+    """cdm_version and vocabulary_version of table cdm_source, null where it has none."""
     columns = ("cdm_version", "vocabulary_version")
     rows = [row for name in tables.files.get("cdm_source", ()) for frame, _ in batches(tables.folder, name, columns)
             for row in frame.iter_rows()]  # fmt: skip

@@ -19,7 +19,7 @@ from ttepretrain.errors import ConfigError
 
 def fixed_end_us(config: EhrConfig, latest_us: int | None) -> int | None:
     """The end that all subjects share (us); None for `last_event` and `observation_period`, whose ends differ."""
-    if config.followup == "cutoff":
+    if config.cutoff_date is not None:  # followup=cutoff, and no other rule, has one
         end = datetime.combine(date.fromisoformat(config.cutoff_date), datetime.min.time()) + timedelta(days=1)
         return (end - datetime(1970, 1, 1)) // timedelta(microseconds=1)
     return latest_us if config.followup == "death" else None

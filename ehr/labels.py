@@ -66,8 +66,8 @@ class _Shelf:
             columns = [getattr(shard, part) for shard in self._shards]
             return np.concatenate([columns[0][:0], *(columns[n][begin:end] for n, begin, end in pieces)])
 
-        code, state, days = joined("code", cells), joined("state", cells), joined("days", days)
-        return Cells(self._count[place], self._timed[place], code, state, days)
+        code, state = joined("code", cells), joined("state", cells)
+        return Cells(self._count[place], self._timed[place], code, state, joined("days", days))
 
 
 def _lists(cells: Cells, task_of: np.ndarray, num_tasks: int, past: pl.Enum) -> list[pl.Series]:

@@ -26,7 +26,7 @@ class Phenotype:
     prevalent: str | None = None  # keep | exclude studies with history; None: as ehr.recurrence, after_stay keeps
     death_before_horizon: str | None = None  # negative | censored; None: ehr.death_before_horizon
     window_days: list[float] = field(default_factory=lambda: [-1.0, 1.0])  # diagnosis: closed, around t0
-    twins: list[str] = field(default_factory=list)  # codes that tell the same event; they leave the tasks with `codes`
+    twins: list[str] = field(default_factory=list)  # other codes of the same event; they leave the tasks with `codes`
 
     def check(self, key: str) -> None:
         require_choice(f"{key}.kind", self.kind, ("prognosis", "diagnosis"))
@@ -36,7 +36,7 @@ class Phenotype:
         # a bool is an int
         require(all(type(n) in (int, float) for n in numbers), key, numbers, "durations must be numbers of days")
         require(
-            all(isinstance(c, str) and c for c in [*self.codes, *self.twins]) and self.codes,
+            all(isinstance(c, str) and c for c in [*self.codes, *self.twins]) and len(self.codes) > 0,
             f"{key}.codes", [*self.codes, *self.twins], "must be texts",
         )  # fmt: skip
         require(all(h > 0 for h in self.horizons_days), f"{key}.horizons_days", self.horizons_days, "must be positive")
@@ -51,7 +51,7 @@ class Phenotype:
         # the scan's own admission is always history, so nobody in hospital would stay
         require(
             not (self.after_stay and self.prevalent == "exclude"),
-            f"{key}.prevalent", self.prevalent, "cannot go with after_stay, which looks at later stays only",
+            f"{key}.prevalent", self.prevalent, "cannot be combined with after_stay, which counts later stays only",
         )  # fmt: skip
 
 

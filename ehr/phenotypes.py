@@ -17,10 +17,18 @@ from ehr.phenotype_file import Phenotype
 from ehr.schema import DAY_US, PHENOTYPES
 from ehr.timeline import in_units, side_of_scan
 
-RULES = {
-    "phenotype": pl.String, "kind": pl.String, "start_us": pl.Int64, "after_stay": pl.Boolean, "incident": pl.Boolean,
-    "window_from_us": pl.Int64, "window_to_us": pl.Int64, "code": pl.List(pl.UInt32),
-}  # fmt: skip
+RULES = pl.Schema(
+    {
+        "phenotype": pl.String(),
+        "kind": pl.String(),
+        "start_us": pl.Int64(),
+        "after_stay": pl.Boolean(),
+        "incident": pl.Boolean(),
+        "window_from_us": pl.Int64(),
+        "window_to_us": pl.Int64(),
+        "code": pl.List(pl.UInt32),
+    }
+)
 
 
 def match_codes(patterns: list[str], index: CodeIndex) -> tuple[pl.Series, list[str]]:
@@ -83,7 +91,7 @@ def rule_table(phenotypes: dict[str, Phenotype], codes: dict[str, pl.Series]) ->
         {
             "phenotype": name,
             "kind": p.kind,
-            "start_us": round(p.start_days * DAY_US),
+            "start_us": round(_start_days(p) * DAY_US),
             "after_stay": p.after_stay,
             "incident": p.prevalent == "exclude" and p.kind == "prognosis",
             "window_from_us": round(p.window_days[0] * DAY_US),
@@ -93,6 +101,11 @@ def rule_table(phenotypes: dict[str, Phenotype], codes: dict[str, pl.Series]) ->
         for name, p in phenotypes.items()
     ]
     return pl.DataFrame(rows, schema=RULES).explode("code")
+
+
+def _start_days(phenotype: Phenotype) -> float:
+    assert phenotype.start_days is not None  # `under` has filled it in
+    return phenotype.start_days
 
 
 def phenotype_rows(outcome: pl.DataFrame, phenotypes: dict[str, Phenotype]) -> pl.DataFrame:

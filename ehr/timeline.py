@@ -13,7 +13,7 @@ is the point at which its day ends.
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar, overload
 
 import numpy as np
 import polars as pl
@@ -22,17 +22,26 @@ from ehr.schema import DAY_US
 
 NEVER = np.iinfo(np.int64).max  # time of a static event: after everything, no multiple of a day
 
-Times = TypeVar("Times")  # int, numpy array or polars expression of microseconds
+Times = TypeVar("Times", int, np.ndarray, pl.Expr)  # of microseconds
+Truth = TypeVar("Truth", bool, np.ndarray, pl.Expr)
 
 
-class Side(NamedTuple):
+class Side(NamedTuple, Generic[Truth]):
     """Which side of the scan an event lies on; `not after` is history."""
 
-    feature: object
-    after: object
+    feature: Truth
+    after: Truth
 
 
-def side_of_scan(start: Times, end: Times, index: Times, index_last: Times, blackout: Times) -> Side:
+@overload
+def side_of_scan(start: int, end: int, index: int, index_last: int, blackout: int) -> Side[bool]: ...
+@overload
+def side_of_scan(
+    start: pl.Expr, end: pl.Expr, index: pl.Expr, index_last: pl.Expr, blackout: pl.Expr | int
+) -> Side[pl.Expr]: ...
+
+
+def side_of_scan(start: Times, end: Times, index: Times, index_last: Times, blackout: Times | int) -> Side:
     """Feature: known at t0. After: starts later than t0 + blackout. Both false: the event is history only.
 
     start, end: the event's interval, end = start for an exact time, start + 1 day for a date.

@@ -2,8 +2,8 @@
 
 impression_id   pe_positive_nlp   1_month_mortality   ...   12_month_PH   tte_mortality   is_censored_mortality   ...
 
-The unit of the tte_ columns is nowhere reliably said (seconds, and used as minutes). It is the one in which they tell
-the same as the yes-or-no columns of the same outcome; where none does, or several do, they are refused.
+No document states the unit of the tte_ columns reliably (it says seconds; code uses minutes). We take the unit in which
+they agree with the yes-or-no columns of the same outcome, and refuse them where none agrees, or several do.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def read_inspect_labels(path: Path, key: str) -> list[pl.DataFrame]:
     """A table of yes-or-no answers and one of times, in the columns of a user's label table.
 
     Raises ConfigError, under `key`, naming the column, for other texts than TRUE, FALSE and Censored, and for times
-    whose unit the yes-or-no columns do not tell.
+    whose unit does not follow from the yes-or-no columns.
     """
     given = read_inspect_table(path, ("impression_id",), "ehr.label_tables")
     used = given.select(name for name in given.columns if name in USED)
@@ -151,10 +151,16 @@ def _unit_of_others(outcome: str, times: dict[str, pl.DataFrame], units: dict[st
             + ("have several units" if units else "have none either")
             + f": its unit is not known; {remedy}"
         )
-    longest, of_others = times[outcome]["time"].max(), max(times[other]["time"].max() for other in units)
+    longest = _longest(times[outcome])
+    of_others = max(_longest(times[other]) or 0.0 for other in units)
     if longest is not None and not of_others / LONGEST <= longest <= of_others * LONGEST:
         raise ConfigError(
             f"{key}: column tte_{outcome}: its longest time is {longest / of_others:.3g} times that of the columns "
             f"whose unit is known, so its own is not; correct the column, or {remedy}"
         )
     return next(iter(units.values()))
+
+
+def _longest(table: pl.DataFrame) -> float | None:
+    known = table["time"].drop_nulls().to_numpy()
+    return float(known.max()) if len(known) else None

@@ -91,7 +91,7 @@ def _refuse_other_persons(rows: pl.DataFrame, other: pl.DataFrame, on: str, name
     wrong = both.filter(pl.col("person_id") != pl.col("person_id_of_other"))[on].n_unique()
     if wrong:
         raise ConfigError(
-            f"input.studies: {wrong} of {on} belong to another person in {name} than in study_mapping; nothing says "
+            f"input.studies: {wrong} of {on} belong to another person in {name} than in study_mapping; it is unknown "
             "which is right: correct the tables, or take both from one release"
         )
 

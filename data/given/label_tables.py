@@ -1,4 +1,4 @@
-"""Label tables given by the user (`ehr.label_tables`): outcomes that no code tells, such as findings read from reports.
+"""Label tables given by the user (`ehr.label_tables`): outcomes that no code records, such as findings in reports.
 
 binary    study_id, phenotype, kind, label, horizon_days   label: true, false, empty = censored
           horizon_days: positive for a prognosis, empty for a diagnosis
@@ -51,7 +51,7 @@ def read_label_tables(paths: Sequence[Path], declared: Mapping[str, str]) -> pl.
         near = (difflib.get_close_matches(name, declared, n=1) for name in unknown)
         names = (f"{name} (did you mean {match[0]}?)" if match else name for name, match in zip(unknown, near))
         log.warning(
-            f"ehr.label_tables: no codes are declared for {', '.join(names)}; codes that tell the same may be among "
+            f"ehr.label_tables: no codes are declared for {', '.join(names)}; codes of the same event may be among "
             "the tasks, list them under ehr.exclude"
         )
     return rows
@@ -60,7 +60,7 @@ def read_label_tables(paths: Sequence[Path], declared: Mapping[str, str]) -> pl.
 def _contradictory(rows: pl.DataFrame) -> pl.DataFrame:
     """phenotype, study_id of the prognoses whose answers cannot all be true.
 
-    It happened by every horizon that says true and by the time of an event; it did not by every horizon that says
+    The event happened by every horizon with true and by the time of an event. It had not happened by every horizon with
     false, by the time of a censoring, or before the time of an event.
     """
     label, event, horizon, time = (pl.col(name) for name in ("label", "event", "horizon_days", "time_days"))

@@ -1,4 +1,4 @@
-"""One study as the workers get it: where its image is, and what the table says of that image. No polars here."""
+"""One study as a worker gets it: its image, and what the table says about that image. No polars here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ttepretrain.errors import BadStudy
 
 @dataclass(frozen=True)
 class Study:
-    """A row of the study table, as far as its image goes. Plain data: travels to workers."""
+    """What a row of the study table says about its image. Plain data: travels to workers."""
 
     study_id: str
     image: str  # relative to the table's folder

@@ -50,7 +50,7 @@ def closure(module: str, homes: Mapping[str, Path]) -> dict[str, Path]:
 
 
 def _file(name: str, homes: Mapping[str, Path]) -> Path | None:
-    """None for other libraries, and for what is no module but a name inside one."""
+    """None for other libraries, and for a name that is no module."""
     top, *rest = name.split(".")
     if top not in homes:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import polars as pl
 
 from data.labels.label_files import COVARIATES
@@ -22,7 +23,7 @@ def label_plan(stage: LabelStage) -> dict:
         "left_out": {reason: counts[reason] for reason in ("NO_SUBJECT", "OUTSIDE_OBSERVATION", "NO_FOLLOW_UP")},
         "labelled": {split: labels.filter(split=split).height for split in SPLITS},
         "follow_up_days": quartiles(labels["censor_days"]),
-        "followed_over_a_year": float((labels["censor_days"] > YEAR_DAYS).mean()),
+        "followed_over_a_year": float(np.mean(labels["censor_days"].to_numpy() > YEAR_DAYS)),
         "tasks": tasks.num_tasks,
         "train_events_per_task": quartiles(pl.Series([task.events for task in tasks.tasks])),
         "events": int(labels["event_days"].list.len().sum()),
@@ -43,7 +44,7 @@ def answers(phenotypes: pl.DataFrame, labels: pl.DataFrame) -> list[dict]:
     rows = phenotypes.join(labels.select("study_id", "split"), on="study_id").with_columns(answer=answer)
     which = ["phenotype", "kind", "horizon_days"]
     counted = rows.group_by(*which, "split").agg(known=pl.col("answer").count(), positive=pl.col("answer").sum())
-    table = {}
+    table: dict[tuple, dict[str, dict[str, int]]] = {}
     for row in counted.sort(*which, nulls_last=True).iter_rows(named=True):
         splits = table.setdefault(tuple(row[name] for name in which), {})
         splits[row["split"]] = {name: row[name] for name in ("known", "positive")}
@@ -54,4 +55,10 @@ def answers(phenotypes: pl.DataFrame, labels: pl.DataFrame) -> list[dict]:
 
 
 def quartiles(values: pl.Series) -> dict[str, float]:
-    return {name: float(values.quantile(q, "linear")) for name, q in (("p25", 0.25), ("p50", 0.5), ("p75", 0.75))}
+    return {name: _quantile(values, q) for name, q in (("p25", 0.25), ("p50", 0.5), ("p75", 0.75))}
+
+
+def _quantile(values: pl.Series, q: float) -> float:
+    value = values.quantile(q, "linear")
+    assert value is not None  # there are studies and tasks, or no label files
+    return value

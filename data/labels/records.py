@@ -22,7 +22,7 @@ import polars as pl
 from data.labels.code import closure_hash
 from data.labels.stamps import read_stamp, write_stamp
 from data.parquet_files import write_parquet
-from ehr.build import referred_codes
+from ehr.choice.referred import referred_codes
 from ehr.codes.athena import pruned_vocabulary
 from ehr.codes.icd import icd_parents
 from ehr.config import EhrConfig
@@ -73,9 +73,9 @@ def open_records(
         )
         _refuse_bare_dates(stamps["omop"]["counts"], config)
     elif is_nested(ehr):
-        meds, source = folder / MEDS, ehr.absolute()
+        meds, nested = folder / MEDS, ehr.absolute()
         stamps["nested_meds"] = _converted(
-            folder, inputs, lambda destination: convert_nested(source, destination, map_shards)
+            folder, inputs, lambda destination: convert_nested(nested, destination, map_shards)
         )
     if vocabularies:
         source = MedsSource(meds.absolute(), config.timezone, config.date_only)
@@ -91,14 +91,13 @@ def open_records(
 
 def _tables(ehr: Path, ontology: Path | None) -> tuple[Tables | None, Tables | None]:
     """OMOP tables of input.ehr (None: it is a MEDS data set) and vocabulary tables of input.ontology."""
-    tables = find_tables(ehr)
-    if "person" not in tables.files:
-        if not any(ehr.glob("data/**/*.parquet")):
-            raise ConfigError(
-                f"input.ehr: {ehr} is neither a MEDS data set (data/**/*.parquet) nor an OMOP CDM extract (person, "
-                "visit_occurrence, condition_occurrence, ... as .parquet, .csv or .csv.gz); give the root of one"
-            )
-        tables = None
+    found = find_tables(ehr)
+    tables = found if "person" in found.files else None
+    if tables is None and not any(ehr.glob("data/**/*.parquet")):
+        raise ConfigError(
+            f"input.ehr: {ehr} is neither a MEDS data set (data/**/*.parquet) nor an OMOP CDM extract (person, "
+            "visit_occurrence, condition_occurrence, ... as .parquet, .csv or .csv.gz); give the root of one"
+        )
     given = find_tables(ontology) if ontology is not None else None
     if given is not None and "concept" not in given.files:
         raise ConfigError(f"input.ontology: {ontology} holds no table CONCEPT; give an unpacked Athena export")
@@ -135,7 +134,7 @@ def _pruned(
     folder: Path, source: MedsSource, vocabularies: list[Tables], inputs: dict, referred: list[str],
     map_shards: MapShards,
 ) -> dict:  # fmt: skip
-    """Stamp of stages/ontology: the vocabulary above the codes of the data and those the configuration speaks of."""
+    """Stamp of stages/ontology: the vocabulary above the codes of the data and those that the configuration names."""
     inputs = inputs | {"referred": hashlib.sha256(json.dumps(referred).encode()).hexdigest()}
     stamp = read_stamp(folder, STAMPS["ontology"], inputs)
     if stamp is not None:

@@ -108,14 +108,14 @@ def _write_labels(
             result.phenotypes, given, table["study_id"], result.labels["study_id"], result.tasks.blackout_days
         )
         names = write_label_files(folder, result, phenotypes, table)
-    untold = sorted(set(result.counts["phenotypes_without_rows"]) - set(given["phenotype"]))
+    unanswered = sorted(set(result.counts["phenotypes_without_rows"]) - set(given["phenotype"]))
     counts = {"label_tables": counts} if config.label_tables else {}
-    return names, counts | result.counts | records.counts | {"phenotypes_without_rows": untold}
+    return names, counts | result.counts | records.counts | {"phenotypes_without_rows": unanswered}
 
 
 @contextmanager
 def _scratch(folder: Path, beside: Executor) -> Iterator[Path]:
-    """An empty folder that all workers see; one that a kill left goes first.
+    """An empty folder that all workers see; one left by a kill is removed first.
 
     It is removed by `beside` after the block, which takes seconds: it holds gigabytes.
     """
@@ -153,7 +153,7 @@ def _frozen_tasks(folder: Path, tasks: Path, fitted_on: dict) -> str:
 
 
 def _warn_of_absent_codes(counts: dict) -> None:
-    """Of what the configuration speaks of and the data do not hold: a typo, or the codes of another vocabulary."""
+    """Warn of codes that the configuration names and the data lack: a typo, or codes of another vocabulary."""
     if counts["phenotypes_without_rows"]:
         log.warning(
             f"ehr.phenotypes: no code of {', '.join(counts['phenotypes_without_rows'])} is in the data; they get "

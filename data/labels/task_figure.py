@@ -1,14 +1,19 @@
-"""`prepared/tasks.png`: what the chosen tasks look like, for whoever has to trust them."""
+"""`prepared/tasks.png`: the chosen tasks at a glance: ranking, events per task, event times."""
 
 from __future__ import annotations
 
 import textwrap
 from io import BytesIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ehr.choice.bins import EventTimes
 from ttepretrain.tasks import TaskSet
+
+if TYPE_CHECKING:  # it may be absent
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 EDGES_WIDTH = 48  # letters in a line; longer ones leave the panel
 INK, FAINT, BLUE = "#1d2530", "#c9ced6", "#0b5fa5"
@@ -37,7 +42,7 @@ def draw_tasks(tasks: TaskSet, event_times: EventTimes, frozen: bool = False) ->
         from matplotlib.figure import Figure
     except ImportError:
         return None
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(STYLE):  # type: ignore[arg-type]  # its type lists every name of a style
         figure = Figure(figsize=(16, 5))
         figure.subplots_adjust(left=0.045, right=0.99, bottom=0.18, top=0.93, wspace=0.2)
         ranking, counts, times = figure.subplots(1, 3)
@@ -50,7 +55,7 @@ def draw_tasks(tasks: TaskSet, event_times: EventTimes, frozen: bool = False) ->
     return content.getvalue()
 
 
-def _draw_ranking(figure, axes, tasks: TaskSet, fitted: str) -> None:
+def _draw_ranking(figure: Figure, axes: Axes, tasks: TaskSet, fitted: str) -> None:
     """Score over prevalence. Below the line nothing can lie: it is the score of a code without parents."""
     prevalence, score, events = (
         np.array([getattr(task, name) for task in tasks.tasks if task.score == task.score], float)  # death has none
@@ -62,7 +67,7 @@ def _draw_ranking(figure, axes, tasks: TaskSet, fitted: str) -> None:
         dots = axes.scatter(prevalence, score, c=events, norm="log", s=14, cmap="viridis", linewidths=0)
         ticks = np.unique(np.round(np.geomspace(events.min(), events.max(), 5)))
         bar = figure.colorbar(dots, ax=axes, label="train events")
-        bar.set_ticks(ticks, labels=[f"{tick:,.0f}" for tick in ticks])
+        bar.set_ticks(ticks.tolist(), labels=[f"{tick:,.0f}" for tick in ticks])
         bar.ax.minorticks_off()
     axes.set(xscale="log", xlabel="prevalence in train subjects", ylabel="score (lowest is chosen first)")
     _plain_numbers(axes)
@@ -70,10 +75,11 @@ def _draw_ranking(figure, axes, tasks: TaskSet, fitted: str) -> None:
     axes.legend(loc="upper center", frameon=False)
 
 
-def _draw_counts(axes, tasks: TaskSet, fitted: str) -> None:
+def _draw_counts(axes: Axes, tasks: TaskSet, fitted: str) -> None:
     events = np.array([task.events for task in tasks.tasks])
     # edges between whole numbers: small counts would leave gaps
-    axes.hist(events, bins=np.unique(np.round(np.geomspace(events.min(), events.max() + 1, 31))) - 0.5, color=BLUE)
+    edges = np.unique(np.round(np.geomspace(events.min(), events.max() + 1, 31))) - 0.5
+    axes.hist(events, bins=edges.tolist(), color=BLUE)
     median = np.median(events)
     axes.axvline(median, color=INK, linestyle="--", linewidth=1, label=f"median {median:,.0f}")
     if tasks.death_task is not None:
@@ -86,7 +92,7 @@ def _draw_counts(axes, tasks: TaskSet, fitted: str) -> None:
     axes.legend(facecolor="white", edgecolor="none", framealpha=1, loc="upper center", ncols=2)
 
 
-def _draw_times(axes, tasks: TaskSet, event_times: EventTimes) -> None:
+def _draw_times(axes: Axes, tasks: TaskSet, event_times: EventTimes) -> None:
     """Bars count events per stretch of a logarithmic time axis; the lines are the bin edges of the model."""
     inner = tasks.bin_edges_days[1:-1]
     for edge in inner:
@@ -103,7 +109,7 @@ def _draw_times(axes, tasks: TaskSet, event_times: EventTimes) -> None:
     axes.set_title(f"{len(event_times):,} event times, {tasks.num_bins} bins")
 
 
-def _plain_numbers(axes) -> None:
+def _plain_numbers(axes: Axes) -> None:
     """Numbers without exponents on a logarithmic x axis, at 1, 2, 5 of a decade while there are few."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 

@@ -52,7 +52,7 @@ def keyed_hash(salt: bytes, kind: str, value: object) -> str:
 
 
 def fitted_on(salt: bytes, subject_ids: Iterable[int]) -> dict:
-    """What an artefact says of the subjects it was fitted on: a keyed hash of the set, and its size."""
+    """What an artefact records about the subjects it was fitted on: a keyed hash of the set, and its size."""
     subjects = sorted(set(subject_ids))
     return {"hash": keyed_hash(salt, "subjects", ",".join(map(str, subjects))), "count": len(subjects)}
 

@@ -15,12 +15,12 @@ def check_leakage(prepared: Path, pretrained: Path) -> None:
     """Compare `subjects.parquet` and the exported tasks of a pretraining run with a prepared folder.
 
     Raises LeakageError for a subject in two splits, for a held-out subject in pretraining, and where the two folders
-    cannot be compared (other salt, other train subjects): nothing could then be said about overlap.
+    cannot be compared (other salt, other train subjects): overlap would then go unnoticed.
     """
     keys = pl.read_parquet(prepared / "keys.parquet", columns=["subject_key", "split"]).unique()
     twice = keys["subject_key"].len() - keys["subject_key"].n_unique()
     if twice:
-        raise LeakageError(f"{twice} subjects stand in more than one split of {prepared}; run jobs.prepare again")
+        raise LeakageError(f"{twice} subjects are in more than one split of {prepared}; run jobs.prepare again")
     trained_on = set(pl.read_parquet(pretrained / "subjects.parquet")["subject_key"])
     if not trained_on & set(keys["subject_key"]):
         raise LeakageError(
@@ -64,14 +64,14 @@ def check_frozen_tasks(prepared: Path, tasks: Path, fitted_now: dict) -> str:
         train = pl.read_parquet(beside).filter(pl.col("split") == "train")["subject_id"].unique()
         # not if that folder's own tasks came frozen from elsewhere
         known = fitted_on(salt.read_bytes(), train) == frozen
-        overlap = ours["subject_id"].unique().is_in(train.implode()).sum() if known else 0
+        overlap = int(ours["subject_id"].unique().is_in(train.implode()).sum()) if known else 0
     elif run.exists():  # an export: the run's train subjects, under the run's salt
         subjects = pl.read_parquet(run)
         train = subjects.filter(pl.col("split") == "train")["subject_key"].unique()
         everyone = pl.read_parquet(prepared / "keys.parquet")["subject_key"]
         # a run trains on those with a volume; another salt makes every key another
         known = len(train) == frozen["count"] and everyone.is_in(subjects["subject_key"].implode()).any()
-        overlap = ours["subject_key"].unique().is_in(train.implode()).sum()
+        overlap = int(ours["subject_key"].unique().is_in(train.implode()).sum())
     if overlap:
         raise LeakageError(
             f"ehr.tasks: {overlap} held-out subjects are among those its tasks, bins and rates were fitted on; "

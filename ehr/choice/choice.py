@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 
 import numpy as np
 import polars as pl
@@ -39,7 +39,8 @@ def train_candidates(
     found: subject_id of those that the EHR holds; the train ones among them are the whole of the prevalence.
     """
     train_subjects = studies.filter("train").join(found, on="subject_id", how="semi")["subject_id"].n_unique()
-    subjects, events, patients, lost_us = (sum(columns) for columns in zip(*(part.of_codes for part in counted)))
+    of_shards = zip(*(part.of_codes for part in counted))
+    subjects, events, patients, lost_us = (reduce(np.add, columns) for columns in of_shards)
     prevalence = subjects / max(train_subjects, 1)
     above = (index.parents[name].to_numpy() for name in ("code", "parent"))
     score = entropy_score(prevalence, parent_prevalence(prevalence, *above))

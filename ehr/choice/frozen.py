@@ -36,10 +36,15 @@ def frozen_choice(frozen: TaskSet, index: CodeIndex, excluded: pl.Series) -> tup
     held = index.closure.filter(pl.col("code").is_in(index.seen.implode()))["ancestor"].unique()
     absent = len(chosen) - chosen["code"].is_in(held.implode()).sum()
     ranked = chosen if frozen.death_task is None else chosen.filter(pl.int_range(pl.len()) != frozen.death_task)
-    told = ranked["code"].is_in(excluded.implode()).sum()
-    if told:
+    barred = ranked["code"].is_in(excluded.implode()).sum()
+    if barred:
         log.warning(
-            f"ehr.tasks: {told} of its tasks are codes of ehr.exclude or of the phenotypes, which would not be chosen "
-            "now; what is pretrained on them has seen the outcomes of the train studies"
+            f"ehr.tasks: {barred} of its tasks are codes of ehr.exclude or of the phenotypes, which would not be chosen"
+            " now; what is pretrained on them has seen the outcomes of the train studies"
         )
-    return chosen, {"frozen": len(chosen), "not_in_the_data": absent, "would_be_excluded": told, "tasks": len(chosen)}
+    return chosen, {
+        "frozen": len(chosen),
+        "not_in_the_data": absent,
+        "would_be_excluded": barred,
+        "tasks": len(chosen),
+    }

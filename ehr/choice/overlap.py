@@ -1,7 +1,7 @@
 """Near-duplicate tasks: which train patients each task shares with the others (`ehr.max_task_overlap`).
 
 A task's patients are the train subjects with an event in the risk set, those that `Task.patients` counts. The overlap
-of two tasks is Jaccard's, shared / either. In rank order a task goes when it overlaps one that stayed by more.
+of two tasks is Jaccard's, shared / either. In rank order, a task is dropped when it overlaps one that stayed by more.
 K tasks in rank order, S train subjects: K x S bits are held (20 MB for 8,192 x 20,000), STEP rows of it as floats.
 """
 
@@ -59,9 +59,10 @@ def _near(bits: np.ndarray, size_K: np.ndarray, rows: np.ndarray, columns: np.nd
 
 
 def _first_come(earlier: np.ndarray) -> np.ndarray:
-    """bool [n]: who stays when each in turn goes if someone near it stays. earlier[i, j]: j < i and near.
+    """bool [n]: tasks that stay when each in turn is dropped if an earlier near one stays.
 
-    Whoever has no undecided neighbour before it is decided; a round settles all of those at once.
+    earlier[i, j]: j < i and near. A task without an undecided earlier neighbour is decided; a round settles all of
+    those at once.
     """
     stays, undecided = np.zeros(len(earlier), bool), np.ones(len(earlier), bool)
     while undecided.any():

@@ -25,7 +25,10 @@ class CodeIndex:
     undescribed: int  # codes seen in the data without a description
 
     def number(self, name: str) -> int:
-        return self.names["name"].index_of(name)
+        """Of a code that is among the names."""
+        number = self.names["name"].index_of(name)
+        assert number is not None
+        return number
 
     def starting_with(self, prefix: str) -> pl.Series:
         return self.names.filter(pl.col("name").str.starts_with(prefix))["code"]
@@ -38,7 +41,7 @@ class CodeIndex:
 
 
 def index_codes(seen: pl.DataFrame, ontology: Ontology, referred: list[str]) -> CodeIndex:
-    """seen: code, train (bool). referred: code strings that configuration speaks of, in the data or not."""
+    """seen: code, train (bool). referred: code strings that the configuration names, in the data or not."""
     start = pl.concat([seen["code"], pl.Series([BIRTH, DEATH, *referred], dtype=pl.String)]).unique()
     pairs, cyclic = closure(start, ontology.parents)
     names = pairs.select(name="ancestor").unique().sort("name").with_row_index("code").select("name", "code")

@@ -41,7 +41,7 @@ def read_ontology(ehr_folder: Path, ontology_folder: Path | None, codes: pl.Seri
 
 
 def with_icd(ontology: Ontology, codes: pl.Series) -> Ontology:
-    """The ontology with ICD parents of the codes without any, wherever they come up."""
+    """The ontology, where codes that no table gives a parent have ICD's own."""
     named = (codes.cast(pl.String), ontology.parents["code"], ontology.parents["parent"])
     own = icd_parents(pl.concat([series.alias("code") for series in named]))
     own = own.join(ontology.parents, on="code", how="anti")

@@ -1,4 +1,4 @@
-"""What each study knows of each code and of each ancestor, as arrays."""
+"""The arrays that the passes hand on: for each study, the codes of its record and their ancestors, and when."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-# Bits of what a study knows of a code: it has it; before t0 + blackout ends; before t0; coded in the scan's own visit;
-# an event in the risk set.
+# State of a code in a study, as bits: present at all; not after t0 + blackout; at or before t0; coded in the scan's own
+# visit; with an event in the risk set.
 SEEN, HISTORY, FEATURE, VISIT, TIMED = 1, 2, 4, 8, 16
 
 
@@ -28,10 +28,10 @@ class Events(NamedTuple):
 
 
 class Scans(NamedTuple):
-    """The N studies of a shard, those of a subject beside each other; int64, times in us."""
+    """The N studies of a shard, grouped by subject; int64, times in us."""
 
     subject: np.ndarray  # place in Events.begin
-    index: np.ndarray
+    index: np.ndarray  # type: ignore[assignment]  # hides tuple.index, which nobody calls
     index_last: np.ndarray
     risk_last: np.ndarray  # end of follow-up; before everything where there is none
     visit_start: np.ndarray
@@ -63,9 +63,10 @@ class Counts(NamedTuple):
 
 
 class Cells(NamedTuple):
-    """What the followed studies know, ascending by study and code; what is seen alone says nothing and is left out."""
+    """Codes of the followed studies, ascending by study and code, without those that are SEEN and no more."""
 
-    count: np.ndarray  # int64 [N], cells of each study
+    # int64 [N], cells of each study
+    count: np.ndarray  # type: ignore[assignment]  # hides tuple.count, which nobody calls
     timed: np.ndarray  # int64 [N], of them TIMED
     code: np.ndarray  # code_type
     state: np.ndarray  # uint8, bits

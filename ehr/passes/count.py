@@ -1,4 +1,4 @@
-"""One shard of timelines to what its studies know of each code; vectorised over the shard's events, studies and codes.
+"""One shard of timelines to the state of each code in each study; vectorised over events, studies and codes.
 
 events x studies  -->  codes x studies  -->  (codes and ancestors) x studies  -->  a file, and counts
 """

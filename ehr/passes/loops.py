@@ -49,12 +49,22 @@ def count_cells(
     """
     room = len(closure.begin) + len(events.code) // 3  # seldom too little
     # numpy asks for large pages, numba does not: a third of the time went into touching small ones first
-    arrays = np.empty(room, code_type(len(closure.begin) - 1)), np.empty(room, np.uint8), np.empty(room, np.float64)
-    return _count_cells(events, scans, closure, blackout_us, incident, *arrays)
+    code: np.ndarray = np.empty(room, code_type(len(closure.begin) - 1))
+    state, days = np.empty(room, np.uint8), np.empty(room)
+    return _count_cells(events, scans, closure, blackout_us, incident, code, state, days)
 
 
 @compiled
-def _count_cells(events, scans, closure, blackout_us, incident, code, state, days):
+def _count_cells(
+    events: Events,
+    scans: Scans,
+    closure: Closure,
+    blackout_us: int,
+    incident: bool,
+    code: np.ndarray,
+    state: np.ndarray,
+    days: np.ndarray,
+) -> tuple[Counts, Cells]:
     num_codes = len(closure.begin) - 1
     own, meant = _empty(num_codes), _empty(num_codes)
     none = np.zeros(num_codes, np.int64)
@@ -76,25 +86,25 @@ def _count_cells(events, scans, closure, blackout_us, incident, code, state, day
 
 
 @compiled
-def _empty(num_codes):
+def _empty(num_codes: int) -> _Table:
     return _Table(np.zeros(num_codes, np.uint8), np.full(num_codes, NEVER))
 
 
 @compiled
-def _longer(array, least):
+def _longer(array: np.ndarray, least: int) -> np.ndarray:
     longer = np.empty(2 * len(array) + least, array.dtype)
     longer[: len(array)] = array
     return longer
 
 
 @compiled
-def _put(table, code, state, first):
+def _put(table: _Table, code: int, state: np.uint8, first: int) -> None:
     table.state[code] |= state
     table.first[code] = min(table.first[code], first)
 
 
 @compiled
-def _read(table, events, scans, n, blackout_us):
+def _read(table: _Table, events: Events, scans: Scans, n: int, blackout_us: int) -> None:
     """Fills the table with the events of study n."""
     subject, index, index_last = scans.subject[n], scans.index[n], scans.index_last[n]
     for moment in range(events.begin[subject], events.begin[subject + 1]):
@@ -108,7 +118,7 @@ def _read(table, events, scans, n, blackout_us):
 
 
 @compiled
-def _found(table, codes):
+def _found(table: _Table, codes: np.ndarray) -> int:
     """Writes the table's codes to the beginning of `codes`, ascending; their number.
 
     Without a branch, which the processor would guess wrongly thousands of times a study: .4 ns an entry.
@@ -121,7 +131,7 @@ def _found(table, codes):
 
 
 @compiled
-def _lift(meant, own, codes, closure):
+def _lift(meant: _Table, own: _Table, codes: np.ndarray, closure: Closure) -> None:
     """Fills `meant` with everything that the codes mean; empties `own`."""
     for code in codes[: _found(own, codes)]:
         for place in range(closure.begin[code], closure.begin[code + 1]):
@@ -130,7 +140,16 @@ def _lift(meant, own, codes, closure):
 
 
 @compiled
-def _count(counts, last_patient, table, codes, scans, n, blackout_us, incident):
+def _count(
+    counts: Counts,
+    last_patient: np.ndarray,
+    table: _Table,
+    codes: np.ndarray,
+    scans: Scans,
+    n: int,
+    blackout_us: int,
+    incident: bool,
+) -> None:
     """Adds train study n, whose codes these are."""
     subject, end = scans.subject[n], scans.risk_last[n]
     first_study = n == 0 or scans.subject[n - 1] != subject
@@ -146,9 +165,12 @@ def _count(counts, last_patient, table, codes, scans, n, blackout_us, incident):
 
 
 @compiled
-def _keep(table, codes, scans, n, kept, state, days):
-    """Writes what study n knows of the codes to the beginning of the arrays and empties the table; numbers of cells and
-    of days.
+def _keep(
+    table: _Table, codes: np.ndarray, scans: Scans, n: int, kept: np.ndarray, state: np.ndarray, days: np.ndarray
+) -> tuple[int, int]:
+    """Write the state of the codes in study n to the beginning of the arrays and empty the table.
+
+    Returns the numbers of cells and of days.
     """
     size, timed = 0, 0
     for code in codes:
@@ -174,7 +196,16 @@ def task_rows(cells: Cells, task_of: np.ndarray, num_tasks: int) -> Rows:
 
 
 @compiled
-def _task_rows(cells, task_of, num_tasks, event, event_days, history, visit, past):
+def _task_rows(
+    cells: Cells,
+    task_of: np.ndarray,
+    num_tasks: int,
+    event: np.ndarray,
+    event_days: np.ndarray,
+    history: np.ndarray,
+    visit: np.ndarray,
+    past: np.ndarray,
+) -> Rows:
     length, size = np.zeros((4, len(cells.count)), np.int64), np.zeros(4, np.int64)
     state_K, days_K = np.zeros(num_tasks, np.uint8), np.zeros(num_tasks, np.float64)  # of one study
     begin, timed = 0, 0

@@ -21,17 +21,18 @@ def find_moments(subject: np.ndarray, time: np.ndarray, code: np.ndarray, death:
     return np.flatnonzero(first), backwards > 0, repeated
 
 
-# `range` and sums of int64: for these forms of a loop the compiler handles eight rows at once.
+# `range` and sums of int64: for these forms of a loop the compiler handles eight rows at once. int64 and int are one
+# type to it, and two to mypy.
 @compiled
-def _find_moments(subject, time, code, death):
+def _find_moments(subject: np.ndarray, time: np.ndarray, code: np.ndarray, death: int) -> tuple[np.ndarray, int, int]:
     first, backwards, repeated = np.ones(len(code), np.bool_), 0, 0
     for event in range(1, len(code)):
         before = event - 1
         same = subject[event] == subject[before]
         together = same & (time[event] == time[before])
         earlier = (time[event] < time[before]) & (time[before] != NEVER) | (time[event] == NEVER)
-        backwards += np.int64(same & earlier & (time[event] != time[before]))
-        repeated += np.int64(together & (code[event] == code[before]))
+        backwards += np.int64(same & earlier & (time[event] != time[before]))  # type: ignore[assignment]
+        repeated += np.int64(together & (code[event] == code[before]))  # type: ignore[assignment]
         first[event] = (not together) | (code[event] == death) | (code[before] == death)
     return first, backwards, repeated
 
@@ -56,7 +57,7 @@ def looked_up(table: np.ndarray, places: np.ndarray) -> np.ndarray:
 
 
 @compiled
-def _looked_up(table, places, found):
+def _looked_up(table: np.ndarray, places: np.ndarray, found: np.ndarray) -> np.ndarray:
     for n in range(len(places)):
         found[n] = table[places[n]]
     return found

@@ -1,7 +1,7 @@
 """What one pass over the records leaves for the next, in files of a scratch folder.
 
 survey  --spool: moments and codes of the wanted subjects' events as integers, 4 bytes per event-->  count
-count   --stash: what each study knows of each code and ancestor, 25 kB per study-->                 label rows
+count   --stash: state of each code and ancestor in each study, 25 kB per study-->                   label rows
 
 Moment: successive events of one subject at one time; a death is a moment of its own, as its time may be read otherwise.
 """
@@ -58,7 +58,7 @@ class SpoolWriter:
         return names, place.to_numpy()
 
     def _write(self, part: str, column: np.ndarray) -> None:
-        self._files[part].write(column.data)  # tofile would tell of a full disk without its number
+        self._files[part].write(column.data)  # tofile reports a full disk without its errno
 
     def _widen(self) -> None:
         """Writes the codes so far again."""
@@ -107,7 +107,7 @@ def read_spool(
 
 
 def _places(begin: np.ndarray, count: np.ndarray) -> slice | np.ndarray:
-    """begin[0].., begin[1]..; as a slice where they lie beside each other."""
+    """begin[0].., begin[1]..; as a slice where they are contiguous."""
     beside = (begin[1:] == (begin + count)[:-1]).all()
     return slice(int(begin[0]), int(begin[-1] + count[-1])) if beside else slices(begin, count)
 
@@ -127,8 +127,8 @@ def write_stash(folder: Path, number: int, cells: Cells) -> None:
 
 def read_stash(folder: Path, number: int, num_codes: int) -> Cells:
     """Mapped, not read: at 23,000 studies the cells take 600 MB. IntegrityError where they are not as written."""
-    types = _STASHED | {"cell_code": code_type(num_codes)}
-    cells = Cells(*(_mapped(_path(folder, number, part), dtype) for part, dtype in types.items()))
+    code = code_type(num_codes)
+    cells = Cells(*(_mapped(_path(folder, number, part), dtype or code) for part, dtype in _STASHED.items()))
     sizes = len(cells.code), len(cells.state), len(cells.days)
     if (cells.count.sum(), cells.count.sum(), cells.timed.sum()) != sizes or len(cells.count) != len(cells.timed):
         raise IntegrityError(f"{SCRATCH_FILES} changed while they were in use; run again, and leave them alone")

@@ -44,7 +44,7 @@ class Rules:
 
     @cached_property
     def special(self) -> np.ndarray:
-        """bool [C]: codes that a rule speaks of."""
+        """bool [C]: codes that a rule names."""
         special = np.zeros(len(self.names), bool)
         special[[self.birth, self.death]] = True
         for codes in (self.sexes["code"], self.admissions, self.discharges, self.phenotypes["code"].drop_nulls()):
@@ -54,7 +54,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Timelines:
-    """Events of a shard's S subjects in M moments (ehr/passes/scratch.py), each subject's beside each other."""
+    """Events of a shard's S subjects in M moments (ehr/passes/scratch.py), grouped by subject."""
 
     begin: np.ndarray  # [S + 1], the first moment of each subject, and the end
     start: np.ndarray  # int64 [M] us; NEVER for static events

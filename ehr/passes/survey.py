@@ -75,7 +75,9 @@ def survey_files(
 
 def _spooled(files: list[tuple[int, str]], source: MedsSource, subjects: pl.DataFrame, scratch: Path) -> Survey:
     ids, kinds = subjects["subject_id"].to_numpy(), WANTED + subjects["train"].to_numpy().astype(np.uint8)
-    counts, looks, file_of, unsorted = dict.fromkeys(_COUNTS, 0), [], [], 0
+    counts, unsorted = dict.fromkeys(_COUNTS, 0), 0
+    looks: list[_Look] = []
+    file_of: list[int] = []
     placeholders, number = [pl.Series("code", [], pl.String)], files[0][0]
     with declared_full_disk(scratch, SCRATCH_FILES), SpoolWriter(scratch, number) as spool:
         for file, name in files:
@@ -181,8 +183,9 @@ def plan_shards(subjects: pl.DataFrame, studies: pl.DataFrame) -> list[Shard]:
     parts = (total // ROWS_PER_SHARD).clip(lower_bound=1)
     place = pl.struct(first // ROWS_PER_SHARD, part=(pl.col("before") - first) * parts // total)
     home = home.select("subject_id", shard=place.rle_id())
-    events, studies = (
+    events_of, studies_of = (
         table.join(home, on="subject_id").sort("shard", *order).partition_by("shard", as_dict=True)
         for table, order in ((subjects, ["spool", "begin"]), (studies, ["subject_id", "study"]))
     )
-    return [Shard(shard, events[shard,].drop("shard"), studies[shard,].drop("shard")) for (shard,) in sorted(events)]
+    shards = sorted(shard for (shard,) in events_of)
+    return [Shard(shard, events_of[shard,].drop("shard"), studies_of[shard,].drop("shard")) for shard in shards]

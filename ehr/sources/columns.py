@@ -1,8 +1,7 @@
-"""Ids, times, numbers, truth and texts of a user's columns, whatever the file stores them as. Nothing else reads cells.
+"""The one reader of ids, times, numbers, truth and texts in users' columns, however the file stores them.
 
-A cell holds a value, nothing, or what cannot be read as a value; no cell is guessed. Who reads decides what an
-unreadable cell costs: the table of studies refuses its row, OMOP and INSPECT refuse the table.
-Polars' own casts are not asked what a text means: bool("False") is true.
+A cell holds a value, holds nothing, or is unreadable; no value is guessed. The caller decides what an unreadable cell
+costs: the table of studies loses that row, a table of OMOP or INSPECT is refused.
 """
 
 from __future__ import annotations
@@ -138,7 +137,7 @@ def finite_numbers(column: pl.Series, where: str) -> pl.Series:
 
 
 def truth(column: pl.Series, where: str) -> pl.Series:
-    """Bool, null where there is nothing or `censored`. ConfigError for every other cell, with one of them."""
+    """Bool, null for an empty cell or `censored`; ConfigError for other text. Looked up: bool("False") is true."""
     if column.dtype == pl.Boolean:
         return column
     text = column.cast(pl.String).str.strip_chars().str.to_lowercase()
@@ -162,7 +161,7 @@ def texts(column: pl.Series, where: str) -> pl.Series:
 
 
 def words(column: pl.Series, where: str) -> pl.Series:
-    """Texts that have a form (a split, a UID, a hash): stripped, and null where one of NULLS stands."""
+    """Texts that have a form (a split, a UID, a hash): stripped; one of NULLS becomes null."""
     text = texts(column, where).str.strip_chars()
     return text.set(_is_null(text), None)
 
@@ -172,9 +171,9 @@ def _plain(column: pl.Series) -> pl.Series:
 
 
 def _unreadable(column: pl.Series, value: pl.Series) -> pl.Series:
-    """Where something stands that became no value."""
+    """Bool: cells that hold something, but no value."""
     unread = value.is_null() & column.is_not_null()
-    # a look at few cells: to lower case and back, all of them would take longer than to read them
+    # few cells are left: looking all of them up would take longer than reading them
     return unread & ~_is_null(column.set(~unread, None)) if column.dtype == pl.String and unread.any() else unread
 
 

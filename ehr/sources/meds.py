@@ -54,7 +54,7 @@ class Batch:
     placeholders: pl.Series  # codes of the rows that were dropped for their date
 
     def by_subject(self) -> Batch:
-        """Each subject's events beside each other, in the order of the file."""
+        """Events grouped by subject, in the order of the file."""
         order = np.argsort(self.subject_id, kind="stable")
         return replace(self, subject_id=self.subject_id[order], time=self.time[order], code=self.code[order])
 
@@ -125,7 +125,8 @@ class MedsSource:
         time = _series(column)
         if not isinstance(time.dtype, pl.Datetime):
             time = time.cast(pl.Datetime("us"))
-        if time.dtype.time_zone is not None:
+        elif time.dtype.time_zone is not None:
+            assert self.timezone is not None  # _check_time refuses the file otherwise
             time = time.dt.convert_time_zone(self.timezone).dt.replace_time_zone(None)
         return time.dt.cast_time_unit("us").to_physical().clip(upper_bound=NEVER - 1).fill_null(NEVER).to_numpy()
 

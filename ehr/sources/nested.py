@@ -4,7 +4,7 @@
 0.2    patient_id, events [time (null: static), code, numeric_value]
 flat   subject_id, time, code, numeric_value
 
-Ids, times and codes stay what they are: what is wrong with them is refused or counted where flat MEDS is read.
+Ids, times and codes are copied unchecked: reading the flat files refuses or counts what is wrong with them.
 """
 
 from __future__ import annotations
@@ -65,9 +65,11 @@ def convert_nested(folder: Path, destination: Path, map_shards: Callable) -> dic
 
 
 def flatten_file(item: tuple[int, str], folder: Path, destination: Path) -> dict:
-    """Counts of one nested file, which goes to data/<number>-<part>.parquet."""
+    """Write one nested file to data/<number>-<part>.parquet; returns its counts."""
     number, name = item
-    counts, waiting, parts = Counter(), [], 0
+    counts: Counter[str] = Counter()
+    waiting: list[pl.DataFrame] = []
+    parts = 0
     with declared_full_disk(destination, FLAT_FILES):
         for rows, found in _batches(folder, name):
             counts.update(found)
@@ -101,7 +103,7 @@ def _batches(folder: Path, name: str) -> Iterator[tuple[pl.DataFrame, dict]]:
 
 
 def _exploded(patients: pl.DataFrame) -> tuple[pl.DataFrame, dict]:
-    """subject_id, time, code, numeric_value of every measurement, and counts of those and of what said nothing."""
+    """subject_id, time, code, numeric_value of every measurement, and counts of them and of empty entries."""
     patients = patients.rename({"patient_id": "subject_id"})
     rows, null_events = _unpacked(patients.select("subject_id", "events"), "events")
     counts = {"patients": len(patients), "events": len(rows), "empty_events": 0, "null_entries": null_events}

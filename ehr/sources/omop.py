@@ -19,14 +19,14 @@ SEXES = {8507: "GENDER//M", 8532: "GENDER//F"}
 
 ROWS = pl.Schema(
     {
-        "subject_id": pl.Int64,
-        "key": pl.UInt64,  # hash of the primary key; null where the table has none
+        "subject_id": pl.Int64(),
+        "key": pl.UInt64(),  # hash of the primary key; null where the table has none
         "time": pl.Datetime("us"),  # null: static
         "end": pl.Datetime("us"),  # of stays; of observation periods (then the first moment after the last day)
-        "concept": pl.Int64,
-        "source": pl.Int64,  # concept of the source code
-        "code": pl.String,  # where the code does not come from a concept
-        "numeric_value": pl.Float32,
+        "concept": pl.Int64(),
+        "source": pl.Int64(),  # concept of the source code
+        "code": pl.String(),  # where the code does not come from a concept
+        "numeric_value": pl.Float32(),
     }
 )
 
@@ -39,12 +39,15 @@ class Clock:
     date_only: str = "midnight"  # ehr.date_only
 
 
+RowsOf = Callable[[pl.DataFrame, "Table", Clock], tuple[pl.DataFrame, dict]]
+
+
 @dataclass(frozen=True)
 class Table:
     """Columns of one OMOP table; the first of `columns` is the subject."""
 
     name: str
-    rows: Callable[[pl.DataFrame, Table, Clock], tuple[pl.DataFrame, dict]]
+    rows: RowsOf
     columns: tuple[str, ...]
     required: tuple[str, ...]
     key: str | None = None
@@ -82,7 +85,7 @@ def _events(frame: pl.DataFrame, table: Table, clock: Clock) -> tuple[pl.DataFra
     """One row per record, at its start."""
     times, unreadable = _times(frame, table, table.start, clock)
     columns = {"subject_id": table.whole(frame, table.columns[0]), "time": times["time"], "bare": times["bare"]}
-    if table.concept:
+    if table.concept and table.source:
         columns |= {"concept": table.whole(frame, table.concept), "source": table.whole(frame, table.source)}
     else:
         columns["code"] = pl.repeat(DEATH, len(frame), eager=True)
@@ -152,7 +155,9 @@ def _persons(frame: pl.DataFrame, table: Table, clock: Clock) -> tuple[pl.DataFr
     return pl.concat([births, *static], how="diagonal"), counts
 
 
-def _record(name: str, prefix: str, start: str, end: str = "", value: str | None = None, rows=_events) -> Table:
+def _record(
+    name: str, prefix: str, start: str, end: str = "", value: str | None = None, rows: RowsOf = _events
+) -> Table:
     """A table whose columns follow OMOP's pattern."""
     key, concept, source = f"{name}_id", f"{prefix}_concept_id", f"{prefix}_source_concept_id"
     times = [f"{stem}_{kind}" for stem in (start, end) if stem for kind in ("date", "datetime")]

@@ -1,4 +1,4 @@
-"""The loops over all rows of the files that find dates which stand for no date."""
+"""Loops over all rows of a file: which dates are placeholders, such as 1900-01-01, and which rows are usable."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ehr.timeline import NEVER
 @compiled
 def any_placeholder(time: np.ndarray, first: int, late: int, spikes: tuple) -> bool:
     """Whether a date may be a placeholder: `usable_rows` without a look at the codes, which takes most of its time."""
-    odd = 0
+    odd = 0  # a sum of int64: see ehr/passes/moments.py
     for event in range(len(time)):
         at = time[event]
         late_one, spike = (at >= late) & (at != NEVER), (at == spikes[0]) | (at == spikes[1])
-        odd += np.int64((at <= first) | late_one | spike)
+        odd += np.int64((at <= first) | late_one | spike)  # type: ignore[assignment]
     return odd > 0
 
 

@@ -128,7 +128,7 @@ def _parquet_batches(path: Path, columns: tuple[str, ...]) -> Iterator[pl.DataFr
         names = file.schema_arrow.names
         wanted = [name for name in names if name.lower() in columns]
         for batch in file.iter_batches(_BATCH_ROWS, columns=wanted or None):
-            frame = pl.from_arrow(batch)
+            frame = pl.DataFrame(pl.from_arrow(batch))
             if not wanted and batch.num_rows:  # the header is the first row: an "empty" table of a csv converter
                 first = frame.row(0)
                 if not any(isinstance(cell, str) and cell.lower() in columns for cell in first):
@@ -159,7 +159,7 @@ def _csv_batches(path: Path, columns: tuple[str, ...]) -> Iterator[pl.DataFrame]
         )
         for batch in reader:
             # quoted nulls are text, but a quoted nothing is nothing
-            yield pl.from_arrow(batch).with_columns(pl.when(pl.all() != "").then(pl.all()))
+            yield pl.DataFrame(pl.from_arrow(batch)).with_columns(pl.when(pl.all() != "").then(pl.all()))
 
 
 def _opened(path: Path) -> pa.NativeFile:

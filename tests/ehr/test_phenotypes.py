@@ -269,7 +269,7 @@ def test_what_is_written_once_per_stay_is_no_task(repository, name, written, exc
         ("phenotypes: {a: {codes: [X], horizons_days: [30, 30.0]}}", "must differ"),
         ("phenotypes: {a: {codes: [X], prevalent: drop}}", "must be one of keep, exclude"),
         ("phenotypes: {a: {codes: [X], death_before_horizon: negativ}}", "did you mean 'negative'"),
-        ("phenotypes: {a: {codes: [X], after_stay: true, prevalent: exclude}}", "cannot go with after_stay"),
+        ("phenotypes: {a: {codes: [X], after_stay: true, prevalent: exclude}}", "cannot be combined with after_stay"),
         ("phenotypes: {../a: {codes: [X]}}", "names a folder"),
         ("phenotypes: {a: {codes: [X], kind: diagnostic}}", "did you mean 'diagnosis'"),
         ("phenotypes: {a: {codes: [X], window_days: [1, -1]}}", r"must be \[from, to\] in days around the scan"),
