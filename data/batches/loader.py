@@ -21,8 +21,8 @@ from data.prepared.opened import PreparedStudies
 from ttepretrain.batch import Batch
 from ttepretrain.errors import IntegrityError
 from ttepretrain.log import log
+from ttepretrain.volume.refusal import WAIT_SECONDS
 
-WAIT_SECONDS = (0.2, 1.0, 5.0)  # before a failed read is tried again
 SUBSTITUTES = 2  # other studies tried in place of one that stays unreadable
 
 
