@@ -1,4 +1,4 @@
-"""How timelines become labels (method.md section 2)."""
+"""How timelines become labels (docs/reference/label-rules.md)."""
 
 from __future__ import annotations
 

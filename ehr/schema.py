@@ -1,4 +1,4 @@
-"""Codes with a fixed meaning and the tables that `ehr` hands on (design.md, contracts).
+"""Codes with a fixed meaning and the tables that `ehr` hands on (docs/reference/prepared.md).
 
 Clock times inside `ehr` are int64 microseconds since 1970; durations in the tables are float64 days.
 """

@@ -153,6 +153,15 @@ def test_configuration_keys_exist(page):
     assert not wrong, "\n".join(wrong)
 
 
+def test_the_code_names_pages_that_exist():
+    files = [ROOT / "Makefile", ROOT / "pyproject.toml"]
+    for top in (*PACKAGES, "configs"):
+        files += [path for path in (ROOT / top).rglob("*.*") if path.suffix in (".py", ".yaml", ".sh")]
+    named = {(path, name) for path in files for name in re.findall(r"\b(docs/[\w/-]+\.md)\b", path.read_text())}
+    assert len(named) > 10
+    assert not [f"{path.relative_to(ROOT)}: {name}" for path, name in sorted(named) if not (ROOT / name).exists()]
+
+
 def test_the_map_lists_every_page():
     listed = re.findall(r"\]\(([^)#\s]+)\)", (ROOT / "docs/README.md").read_text())
     pages = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")} - {"README.md"}

@@ -75,7 +75,7 @@ class Interrupted(DeclaredError):
 
 
 class BadStudy(Exception):
-    """One study is refused. `code` is a reason code of faults.md; `detail` never holds an identifier or a path."""
+    """One study is refused. `code`: docs/reference/reason-codes.md; `detail` never holds an identifier or a path."""
 
     def __init__(self, code: str, detail: str):
         super().__init__(code, detail)  # both in args: the exception survives pickling between processes

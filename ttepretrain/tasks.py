@@ -23,7 +23,7 @@ class Task:
     code: str  # vocabulary/concept_code
     description: str
     prevalence: float  # share of train subjects with the code or a descendant, any time
-    score: float  # conditional-entropy rank (method.md section 2); negative, lower = earlier; nan for a pinned task
+    score: float  # conditional-entropy rank (docs/reference/tasks.md); negative, lower = earlier; nan for a pinned task
     patients: int  # train subjects with an event in the risk set
     events: int  # train (study, event) pairs in the risk set
     rate_per_day: float  # events / days at risk over the train studies

@@ -28,7 +28,7 @@ from ttepretrain.tasks import TaskSet
 
 SALT = bytes(range(32))
 TIMES = ("started", "finished")
-# As in the canary tests of faults.md: strings that stand for a patient, placed wherever one may be named.
+# As in tests/jobs/test_privacy.py: strings that stand for a patient, placed wherever one may be named.
 CANARY = "CANARY7731^MRN"
 
 

@@ -1,4 +1,4 @@
-"""Bias table: the log hazards the head starts from (method.md section 2)."""
+"""Bias table: the log hazards the head starts from (docs/explanation/likelihood.md)."""
 
 from __future__ import annotations
 

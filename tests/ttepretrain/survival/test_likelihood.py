@@ -18,7 +18,7 @@ MODES = ["all", "incident"]
 
 
 def loop_nll(log_hazard, batch: Batch, edges, blackout: float, recurrence: str) -> tuple[float, int]:
-    """method.md section 3, cell by cell in float64."""
+    """docs/explanation/likelihood.md, cell by cell in float64."""
     num_rows, num_bins, num_tasks = log_hazard.shape
     event = {
         (int(i), int(k)): float(days) for i, k, days in zip(batch.event_row_N, batch.event_task_N, batch.event_days_N)
