@@ -14,7 +14,7 @@ import polars as pl
 
 START = datetime(2020, 1, 1, 10, 30)
 CODES = [f"TEST/{letter}" for letter in "ABCDEFGH"]
-SPLITS = ("train", "train", "train", "tuning", "held_out")  # of subject 101, 102, ... in turn
+SPLIT_PATTERN = ("train", "train", "train", "tuning", "held_out")  # of subject 101, 102, ... in turn
 
 
 def load_module(path: Path) -> ModuleType:
@@ -93,7 +93,7 @@ def write_studies(folder: Path, num_subjects: int) -> pl.DataFrame:
                 "subject_id": 101 + n,
                 "study_time": START + timedelta(days=n),
                 "image": image,
-                "split": SPLITS[n % len(SPLITS)],
+                "split": SPLIT_PATTERN[n % len(SPLIT_PATTERN)],
                 "site": f"site {n % 2}",
             }
         )
