@@ -97,7 +97,7 @@ def declared_full_disk(folder: Path, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # polars tells the number in words alone
+        # polars gives the error number only in its text
         if getattr(error, "errno", None) not in _DISK_FULL and not str(error).endswith(_FULL_IN_WORDS):
             raise
         free = shutil.disk_usage(folder).free

@@ -113,7 +113,7 @@ class LabelTable:
         """Table of `labels.parquet` and its id columns (study_id, subject_id, split), row for row.
 
         Raises IntegrityError for what the likelihood takes on trust: no pair twice, and blackout < event <= censor.
-        tasks: those that the indices are of; None: only what can be told without them is checked.
+        tasks: those that the indices refer to; None: only what needs no tasks is checked.
         """
         import pyarrow.parquet as parquet
 

@@ -1,4 +1,4 @@
-"""Every arm and every encoder can learn eight studies of the cohort `tiny` by heart, at 32 x 32 x 32 voxels.
+"""Every arm and every encoder passes an overfitting test: eight studies of the cohort `tiny`, at 32 x 32 x 32 voxels.
 
 The head is no part of the learning: it starts from the best answers that need no volume, its last linear is drawn at
 random and nothing of it moves after that. What all studies share is taken from the features. So a model blind to the
@@ -99,7 +99,7 @@ class Exam:
         self.blind = least(lambda: self.loss(features), self.answers_that_need_no_volume())
         self.fix_the_head(features)
         own = features.clone(memory_format=torch.contiguous_format).requires_grad_()
-        self.by_heart = least(lambda: self.loss(own), [own])
+        self.overfitted = least(lambda: self.loss(own), [own])
 
     def features(self) -> Tensor:
         """[B, F], or the map [B, F, d, h, w] where the head reads that."""
@@ -135,14 +135,14 @@ class Exam:
         return learnt[-1] > LEARNT[self.objective.arm] + max(0.0, learnt[0])
 
     def run(self, steps: int) -> list[float]:
-        """What was learnt before every step, until it is enough: 0 without the volumes, 1 by heart."""
+        """What was learnt before every step, until it is enough: 0 without the volumes, 1 when overfitted."""
         optimizer = torch.optim.AdamW(parameter_groups(self.model, self.config), lr=0.0, eps=EPSILON, fused=True)
         learnt = []
         for step in range(steps):
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * min(1, (step + 1) / 3)
             loss = self.loss(self.features())
-            learnt.append((self.blind - loss.item()) / (self.blind - self.by_heart))
+            learnt.append((self.blind - loss.item()) / (self.blind - self.overfitted))
             if self.enough(learnt):
                 break
             optimizer.zero_grad()
@@ -171,7 +171,7 @@ def exam(config: RunConfig, studies: PreparedStudies, encoder: str, arm: str, no
     return Exam(dataclasses.replace(config, model=model, train=train), studies)
 
 
-def learns_by_heart(exam: Exam) -> None:
+def overfits(exam: Exam) -> None:
     before = {name: weight.detach().clone() for name, weight in exam.encoder.named_parameters()}
     learnt = exam.run(STEPS)
     print(*(f"{share:.2f}" for share in learnt))
@@ -182,8 +182,8 @@ def learns_by_heart(exam: Exam) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("encoder", "arm", "norm"), QUICK)
-def test_eight_studies_are_learnt_by_heart(config, studies, encoder, arm, norm):
-    learns_by_heart(exam(config, studies, encoder, arm, norm))
+def test_an_encoder_overfits_eight_studies(config, studies, encoder, arm, norm):
+    overfits(exam(config, studies, encoder, arm, norm))
 
 
 @pytest.mark.slow
@@ -203,5 +203,5 @@ def test_the_exam_is_failed_without_volumes_and_without_learning(config, studies
 @pytest.mark.chaos
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(("encoder", "arm", "norm"), [pair for pair in ALL if pair not in QUICK])
-def test_every_encoder_learns_eight_studies_by_heart_under_every_arm(config, studies, encoder, arm, norm):
-    learns_by_heart(exam(config, studies, encoder, arm, norm))
+def test_every_encoder_overfits_eight_studies_under_every_arm(config, studies, encoder, arm, norm):
+    overfits(exam(config, studies, encoder, arm, norm))

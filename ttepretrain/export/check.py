@@ -1,5 +1,5 @@
 """Does an encoder still compute what it computed when it was exported? Its weights are in the export, its code is not:
-MONAI and torch build and run it, whatever versions are installed.
+the installed versions of MONAI and torch build and run it.
 
 F features.
 """
@@ -23,7 +23,7 @@ TOLERANCE = 1e-3  # of the features' norm; kernels, threads and double precision
 
 
 def versions() -> dict[str, str]:
-    """Of what decides an encoder's features."""
+    """Versions of the packages that decide an encoder's features."""
     return {"ttepretrain": ttepretrain.__version__, "torch": torch.__version__, "monai": version("monai")}
 
 
@@ -36,7 +36,7 @@ def reference_features(encoder: Encoder, windows: tuple[Window, ...]) -> Tensor:
 
 
 def check_features(encoder: Encoder, export: Export) -> None:
-    """Raise IntegrityError where the encoder gives other features than at its export, if that told them."""
+    """Raise IntegrityError where the encoder's features differ from those in its export, if it stores any."""
     if export.reference_features is None:
         return
     expected = torch.tensor(export.reference_features)
@@ -44,9 +44,9 @@ def check_features(encoder: Encoder, export: Export) -> None:
     difference, norm = (found - expected).norm(), expected.norm()
     if not difference <= TOLERANCE * norm:
         here = versions()
-        said = [f"{name} {version} (here {here.get(name)})" for name, version in export.versions.items()]
+        exported_with = [f"{name} {version} (here {here.get(name)})" for name, version in export.versions.items()]
         raise IntegrityError(
             f"{export.folder}: the encoder's features of the reference volume differ by {difference / norm:.1g} of "
             f"their norm from those at its export, {TOLERANCE:g} is allowed; install what it was exported with: "
-            + ", ".join(said)
+            + ", ".join(exported_with)
         )

@@ -32,7 +32,7 @@ ENCODER = "encoder."  # prefix of the encoder's weights
 
 @dataclass(frozen=True)
 class Export:
-    """What a verified export says about itself."""
+    """The description of a verified export."""
 
     folder: Path
     arm: str  # what it was trained on (train.arm)
@@ -43,9 +43,9 @@ class Export:
     tasks: TaskSet
     provenance: dict
     synthetic: bool
-    follow_up_days: float | None  # for which enough train subjects were followed; None: not told
+    follow_up_days: float | None  # for which enough train subjects were followed; None: not stored
     versions: dict[str, str]
-    reference_features: tuple[float, ...] | None  # check.py; None: an export from before they were told
+    reference_features: tuple[float, ...] | None  # check.py; None: an export from before they were stored
     fingerprint: str  # sha256 of the manifest: equal only for equal weights, configuration and tasks
 
 

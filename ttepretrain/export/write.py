@@ -48,10 +48,10 @@ def write_export(
     new = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
-    # Not save_file: its files are readable by their owner alone, whatever the umask.
+    # Not save_file: its files are readable by their owner alone, under any umask.
     weights = _weights_of(model, arm)
     (new / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
-    # Of the encoder as it will be loaded: on the CPU and in fp32, whatever it was trained on.
+    # Of the encoder as it will be loaded: on the CPU and in fp32.
     own = {name: tensor for name, tensor in weights.items() if name.startswith(ENCODER)}
     reference_F = reference_features(encoder_of(model_config, spec, own, "the model"), spec.windows)
     config = {

@@ -1,4 +1,4 @@
-"""What the network is and what an export says about its tasks."""
+"""Configuration of the network, and of what an export describes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from ttepretrain.config import require, require_choice
 
 CONVOLUTIONAL = ("densenet121", "resnet18", "resnet50", "resnet152", "i3resnet152", "segresnet")
-TRANSFORMERS = ("swin_unetr", "vit_liere")  # LayerNorm, whatever model.norm says
+TRANSFORMERS = ("swin_unetr", "vit_liere")  # always LayerNorm; model.norm has no effect
 ENCODERS = CONVOLUTIONAL + TRANSFORMERS
 NORMS = ("group", "group_ws", "batch")
 # Layouts of weight files (models/initial.py) and the encoders that have such weights.
@@ -76,13 +76,13 @@ class ModelConfig:
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> ModelConfig:
-        """What an export's config.json says of its model."""
+        """The model of an export's config.json."""
         vit = {"vit": ViTConfig(**document["vit"])} if "vit" in document else {}
         return cls(**document | vit)
 
     @property
     def init_kind(self) -> str:
-        """`random`, `export`, or the layout of the weight file: what may be told where the path may not."""
+        """`random`, `export`, or the layout of the weight file: what may be published where the path may not."""
         if self.init == "random":
             return "random"
         layout, colon, _ = self.init.partition(":")

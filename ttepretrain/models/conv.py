@@ -32,7 +32,7 @@ class StandardisedConv3d(nn.Conv3d):
     """nn.Conv3d whose kernels are standardised before use (weight standardisation, arXiv 1903.10520).
 
     Behind a ReLU all inputs have a common mean; a kernel of mean 0 passes what differs. Without it a step shifts the
-    features of all studies alike before it tells two of them apart (docs/explanation/training.md).
+    features of all studies alike before it separates any two of them (docs/explanation/training.md).
     """
 
     def forward(self, x_BCDHW: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ def multiply_small_maps(network: nn.Module) -> None:
 def standardise_kernels(network: nn.Module) -> None:
     """Turn the network's convolutions into StandardisedConv3d, in place; names and weights stay.
 
-    All but the first: its inputs are HU, whose level says what tissue it is.
+    All but the first: its inputs are HU, whose level tells tissues apart.
     """
     convolutions = [module for module in network.modules() if isinstance(module, nn.Conv3d)]
     for module in convolutions[1:]:

@@ -38,7 +38,7 @@ class FactorisedHead(nn.Module):
         """Fold the mean and standard deviation of features over some studies into the first linear's start.
 
         Pooled features of an untrained encoder differ between studies by a tenth of their mean; without this RMSNorm
-        passes on the mean and hardly anything of the study. A feature that does not vary is left out.
+        passes on the mean and almost nothing about the study. A feature that does not vary is left out.
         """
         self.expand.weight.mul_(torch.where(std_F > 1e-6, 1 / std_F.clamp(min=1e-6), 0.0))
         self.expand.bias.copy_(-self.expand.weight @ mean_F)

@@ -1,6 +1,6 @@
 """Where an encoder's weights start: an export of ours, or a weight file in a public layout.
 
-A layout says how the file's names become ours and which of its parts the encoder does not have. All else must match.
+A layout maps the file's names to ours and names the parts that the encoder does not have. All else must match.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Layout:
 
 
 def _torchvision_2d(name: str) -> str:
-    # DenseNet's first files say norm.1 where later ones say norm1; MONAI has one module more.
+    # DenseNet's first files have norm.1 where later ones have norm1; MONAI has one module more.
     name = re.sub(r"(norm|conv)\.([12])\.", r"\1\2.", name.removeprefix("features."))
     return re.sub(r"(denselayer\d+)\.(norm|conv)", r"\1.layers.\2", name)
 

@@ -33,7 +33,7 @@ class PadToMultiple(nn.Module):
 class ReadAs(nn.Module):
     """The input as a published network reads it: axes growing in the directions of `orientation`, values in [0, 1].
 
-    Public weights then see a body in the pose they have learnt, and zero padding means what it meant.
+    Public weights then see a body in the pose they were trained on, and zero padding means what it meant there.
     """
 
     def __init__(self, orientation: str):

@@ -1,4 +1,4 @@
-"""ScanModel: int16 HU in, what its head says out; TTEModel: log hazards out."""
+"""ScanModel: from int16 HU to the output of its head; TTEModel: to log hazards."""
 
 from __future__ import annotations
 

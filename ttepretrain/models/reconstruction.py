@@ -20,7 +20,7 @@ CELLS = 8  # predicted per voxel of the map, along every axis
 class CellDecoder(nn.Module):
     """RMSNorm -> one Linear per voxel of the map: CELLS^3 values a window. Its first prediction is `mean_C`.
 
-    As light as it can be, so that what is learnt is learnt by the encoder (SimMIM, arXiv 2111.09886).
+    As light as possible, so that the encoder does the learning (SimMIM, arXiv 2111.09886).
     """
 
     def __init__(self, feature_dim: int, mean_C: Tensor):
@@ -42,7 +42,7 @@ class CellDecoder(nn.Module):
 
 
 class ReconstructionModel(ScanModel):
-    """Encoder without pooling, and a decoder; `features` are pooled as ever."""
+    """Encoder without pooling, and a decoder; `features` are pooled as in every ScanModel."""
 
     def __init__(self, encoder: Encoder, mean_C: Tensor, windows: Sequence[Window]):
         super().__init__(encoder, CellDecoder(encoder.feature_dim, mean_C), windows)

@@ -20,7 +20,7 @@ RiskFunction = Callable[[np.ndarray], np.ndarray]  # [N, P] -> risk [N], higher 
 
 
 class NotFitted(ValueError):
-    """A probe could not be fitted; the message says why."""
+    """A probe could not be fitted; the message gives the reason."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """One arm's probes: fitted on train, one ridge per metric chosen on tuning, risks for every study.
 
-The ridge is shared by the phenotypes of a metric: a hundred tuning studies with twenty events cannot tell ridges apart
+The ridge is shared by the phenotypes of a metric: a hundred tuning studies with twenty events cannot rank ridges
 for one phenotype, their mean over phenotypes can. Risks change smoothly with it, so that a near tie is decided between
 near equals. Held-out rows are not looked at here.
 """

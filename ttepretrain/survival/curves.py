@@ -1,10 +1,10 @@
 """From log hazards to cumulative incidence (docs/explanation/likelihood.md).
 
 B rows, K tasks, T bins (lo, hi]. Hazards are per day and constant within a bin. Time starts at the blackout b, as in
-the likelihood: nothing is said about (0, b].
+the likelihood: events in (0, b] are not modelled.
 
     L_k(t) = sum_t l_kt D_t(t)          D_t(t): days of bin t between b and t
-    S_k(t) = exp(-L_k(t))               k alone: what would happen if nobody died first; 1 - F_k without a death task
+    S_k(t) = exp(-L_k(t))               k alone, if nobody died first: 1 - F_k without a death task
     F_k(t) = sum_t S(lo_t) l_kt / (l_kt + l_Dt) (1 - exp(-(l_kt + l_Dt) D_t))      S of k and death D together
 
 F is the probability that k happens by t and before death (cause-specific hazards). Other tasks do not end follow-up.

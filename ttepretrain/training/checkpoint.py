@@ -32,7 +32,7 @@ REPLACED = ".replaced_"  # prefix of a commit that the same step is about to tak
 
 
 class CheckpointStore:
-    """Commits of one run, named by step. Methods are collective unless they say otherwise."""
+    """Commits of one run, named by step. Methods are collective unless stated otherwise."""
 
     def __init__(self, folder: Path, ranks: Ranks, keep: int):
         self.folder, self.ranks, self.keep = folder, ranks, keep
@@ -51,7 +51,7 @@ class CheckpointStore:
         self.ranks.first(self._prune)
 
     def newest(self) -> tuple[Path, dict] | None:
-        """Newest commit whose files all match its manifest, and its state; None when there is none at all.
+        """Newest commit whose files all match its manifest, with its state; None when there is no commit.
 
         Damaged commits are named in the log and passed over; raises IntegrityError when every commit is damaged.
         """
@@ -111,7 +111,7 @@ class CheckpointStore:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a commit, in words; None when every file is there, no other is, and all bytes match."""
+    """What is wrong with a commit; None when exactly its files are there and all bytes match."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         version, expected = manifest["format"], manifest["files"]
@@ -194,7 +194,7 @@ def _use_safe_files(engine: Engine) -> None:
     from deepspeed.utils.tensor_fragment import fragment_address
 
     def save(state_dict: dict, path: str) -> None:
-        content = BytesIO()  # straight to a full disk, torch.save raises a RuntimeError that does not say so
+        content = BytesIO()  # straight to a full disk, torch.save raises a RuntimeError without the reason
         torch.save(state_dict, content)
         write_atomic(Path(path), content.getbuffer())
 

@@ -82,7 +82,7 @@ class TrainConfig:
     @property
     def encoder_lr(self) -> float:
         """Peak rate of the encoder, of a configuration that is resolved."""
-        assert self.lr is not None, "TrainConfig.resolve says what the rate is"
+        assert self.lr is not None, "resolve sets the rate"
         return self.lr
 
     def identity(self) -> dict[str, object]:

@@ -57,7 +57,7 @@ class Ranks:
 
 
 def place(environment: dict[str, str]) -> tuple[int, int, int]:
-    """(rank, world, local rank) as torchrun, deepspeed or srun say; (0, 1, 0) when nobody does."""
+    """(rank, world, local rank) from the environment of torchrun, deepspeed or srun; (0, 1, 0) without a launcher."""
     try:
         if "RANK" in environment:
             names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")

@@ -3,7 +3,7 @@
 B studies of a batch, N studies of this rank, F features, D head dimension, T bins, K tasks.
 
 A last linear of zeros passes no gradient to the encoder, and one that has seen a few batches passes noise. Fitted
-first, it passes what the labels say (linear probing before fine-tuning, arXiv 2202.10054;
+first, it passes what the labels ask for (linear probing before fine-tuning, arXiv 2202.10054;
 docs/explanation/training.md).
 While the head is alike in all bins, the piecewise-exponential model is a Poisson regression per task:
 

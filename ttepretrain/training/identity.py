@@ -1,6 +1,6 @@
 """What a run is: the values that decide its weights. A checkpoint of another run is refused.
 
-Each configuration says beside its fields which values those are: `identity()` of TrainConfig, ModelConfig and
+Each configuration class returns those values itself: `identity()` of TrainConfig, ModelConfig and
 VolumeSpec. A field is among them unless its class lists it in NOT_IDENTITY.
 
 Checkpoints outlive releases. A key that a checkpoint lacks, or has as null, had its default when the checkpoint was

@@ -32,7 +32,7 @@ class MetricsRow:
 
 
 class MetricsLog:
-    """Rows of metrics.jsonl, on disk and in memory. A sink that fails is switched off; training goes on."""
+    """Rows of metrics.jsonl, on disk and in memory. A file that cannot be written is given up; training continues."""
 
     def __init__(self, path: Path, step: int, evaluated_step: int):
         """Continue the file after `step`: rows of steps that a kill took back are dropped."""
@@ -82,7 +82,7 @@ def draw_progress(rows: list[MetricsRow], path: Path, unit: str, reference: str)
     if not training and not tuning:
         return
     figure = Figure(figsize=(10, 4), layout="constrained")
-    # Two scales: what batches differ by would flatten what is learnt.
+    # Two scales: the spread between batches would flatten the learning curve.
     left, right = figure.subplots(1, 2)
     if training:
         left.plot(*zip(*training), color="tab:blue", alpha=0.3, linewidth=0.8, label="each step")

@@ -1,4 +1,4 @@
-"""What rank 0 tells of a run while it lasts: metrics, picture, progress."""
+"""What rank 0 reports during a run: metrics, picture, progress."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@
     every epoch   tuning loss; the best so far goes to export/; checkpoint
     the end       export-last/
 
-What is learnt is the objective's (training/objectives). A step consumes one global batch, whatever the number of ranks.
+The objective decides what is learnt (training/objectives). A step consumes one global batch on any number of ranks.
 B batch, D H W slices rows columns.
 """
 
@@ -42,13 +42,13 @@ from ttepretrain.volume.augment import augment
 
 @dataclass(frozen=True)
 class Supply:
-    """What a run consumes and leaves behind, handed in: the trainer knows neither cohorts nor files of data."""
+    """What a run consumes and leaves behind. It is handed in: the trainer knows neither cohorts nor data files."""
 
     num_train: int  # studies of an epoch
     train_batches: Callable[[int, int], Iterable[Batch]]  # (epoch, position): this rank's share of what is left of it
     fit_batches: Callable[[], Iterable[Batch]]  # this rank's share of the studies the head is fitted to; may be none
     tuning_batches: Callable[[], Iterable[Batch]]  # this rank's share; all ranks get equally many, some maybe empty
-    write_export: Callable[[Path, ScanModel, dict], None]  # (folder, model, what training says of it)
+    write_export: Callable[[Path, ScanModel, dict], None]  # (folder, model, facts about its training)
     identity: dict[str, object]  # values that decide the weights (identity.py)
     identity_defaults: dict[str, object]  # what a key stood for in checkpoints from before it was there
 
@@ -77,7 +77,7 @@ class Trainer:
         signals: StopSignals,
     ):
         """config: resolved (TrainConfig.resolve)."""
-        assert config.precision in ("fp32", "bf16"), "TrainConfig.resolve says which"
+        assert config.precision in ("fp32", "bf16"), "TrainConfig.resolve sets it"
         self.steps_per_epoch = steps_per_epoch(config.batch_size, supply.num_train, ranks.world)
         self.total_steps = config.epochs * self.steps_per_epoch
         self.last_step = min(self.total_steps, config.max_steps or self.total_steps)
@@ -131,7 +131,7 @@ class Trainer:
         self.telemetry.resume_clock()
 
     def end_epoch(self) -> None:
-        """Tuning loss, exports, checkpoint. The checkpoint comes last: what it says is done lies on the disk."""
+        """Tuning loss, exports, checkpoint. The checkpoint comes last, when all that it counts as done is on disk."""
         self.evaluate()
         if self.state.step >= self.last_step:
             self.export("export-last")
@@ -292,14 +292,14 @@ class Trainer:
 
     def export(self, name: str) -> None:
         """Write the weights of this moment to the folder's `name`."""
-        said = {
+        facts = {
             "step": self.state.step,
             "epoch": self.place()[0],
             "best_loss_tuning": self.state.best_loss_tuning,
             "precision": self.config.precision,
         }
         with gathered(self.engine, self.model):
-            self.ranks.first(lambda: self.supply.write_export(self.folder / name, self.model, said))
+            self.ranks.first(lambda: self.supply.write_export(self.folder / name, self.model, facts))
 
 
 def steps_per_epoch(batch_size: int, num_train: int, world: int) -> int:

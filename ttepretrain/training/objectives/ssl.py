@@ -18,7 +18,7 @@ from ttepretrain.volume.windows import apply_windows
 
 BLOCKS = 8  # along every axis, of equal extent
 HIDDEN_SHARE = 0.6  # of the blocks
-HIDDEN_HU = -1024.0  # air, whatever the window
+HIDDEN_HU = -1024.0  # air in every window
 
 
 @dataclass(frozen=True)
