@@ -33,7 +33,7 @@ def _in_workers(num_cpus: int | None) -> Callable[[Callable, Iterable], Iterator
         with ray_session(num_cpus):
             for _, result in map_bounded(function, items):
                 if isinstance(result, WorkerDied):
-                    raise BadDataError("cohort: a worker died twice on the same images; is memory short?")
+                    raise BadDataError("a worker died twice on the same images; is memory short?")
                 yield result
 
     return map_images

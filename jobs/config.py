@@ -88,7 +88,7 @@ class RunConfig:
 
     @property
     def trained_folders(self) -> list[Path]:
-        """Of the trained arms that evaluation compares, `tte` first; `tte`'s where it compares none."""
+        """Folders of the trained arms that evaluation compares, `tte` first; that of `tte` where it compares none."""
         return [self.pretrain_folder(arm) for arm in ARMS if arm in self.eval.arms] or [self.pretrain_folder("tte")]
 
     @property

@@ -1,6 +1,6 @@
 """Frozen features of every prepared study under every arm: `eval/embeddings.parquet`.
 
-An arm whose encoder and prepared volumes are those of the file that is already there is not embedded again.
+An arm is not embedded again where the file already holds the features of its encoder and these volumes.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def open_trained(pretrained: Path, spec: VolumeSpec, device: str) -> Arm:
 
 
 def open_start(name: str, pretrained: Sequence[Path], spec: VolumeSpec, device: str) -> Arm:
-    """The encoder that those runs started from whose weights were random (`base_random`) or loaded (`base`).
+    """The encoder that the runs with random (`base_random`) or loaded (`base`) initial weights started from.
 
     Raises ConfigError where none did or where two started differently, IntegrityError where `model.init` has changed.
     """
@@ -75,7 +75,7 @@ def open_start(name: str, pretrained: Sequence[Path], spec: VolumeSpec, device: 
 
 
 def runs_before(pretrained: Path) -> list[Path]:
-    """Runs whose exports this one started from, one after the other, as far back as their folders are there."""
+    """Earlier runs that led to this one by their exports, the latest first, as far back as their folders exist."""
     found: list[Path] = []
     folder = pretrained
     while folder not in found and (folder / "config.yaml").exists():

@@ -56,7 +56,7 @@ def pretrain(config: RunConfig, ranks: Ranks, signals: StopSignals) -> None:
     with ExitStack() as held:
         ranks.first(lambda: held.enter_context(_locked(folder)))
         train, tuning = open_studies(config)
-        refuse_small_counts(train.tasks, config.ehr.min_patients)  # now, not when the first epoch has been paid for
+        refuse_small_counts(train.tasks, config.ehr.min_patients)  # now, not after the first epoch
         objective = objective_of(config, train)
         model = objective.model.to(ranks.device)
         # One rank decides: another kind of CPU among them must not split the run.
