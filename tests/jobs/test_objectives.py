@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 import torch
 
-from data.batches.loader import PreparedStudies
+from data.prepared.opened import PreparedStudies
 from data.testing import load_module
 from data.volumes.cache import read_volume
 from ehr.config import EhrConfig
