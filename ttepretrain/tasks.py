@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -71,6 +72,14 @@ class TaskSet:
         return max(configured, self.min_patients or 0)
 
     def save(self, path: Path) -> None:
+        path.write_text(self._text({"min_patients": self.min_patients}))
+
+    @property
+    def digest(self) -> str:
+        """sha256 of what the tasks are; the small-cell threshold, which hides and decides nothing, is left out."""
+        return hashlib.sha256(self._text({}).encode()).hexdigest()
+
+    def _text(self, threshold: dict[str, int | None]) -> str:
         document = {
             "schema_version": SCHEMA_VERSION,
             "time_unit": "day",
@@ -79,13 +88,13 @@ class TaskSet:
             "recurrence": self.recurrence,
             "death_task": self.death_task,
             "tasks": [],
-            "min_patients": self.min_patients,
+            **threshold,
             "fitted_on": self.fitted_on,
         }
         tasks = ({k: None if v != v else v for k, v in vars(task).items()} for task in self.tasks)
         lines = ",\n  ".join(json.dumps(task, allow_nan=False) for task in tasks)
         text = json.dumps(document, indent=1, allow_nan=False)
-        path.write_text(text.replace('"tasks": []', f'"tasks": [\n  {lines}\n ]', 1) + "\n")
+        return text.replace('"tasks": []', f'"tasks": [\n  {lines}\n ]', 1) + "\n"
 
     @classmethod
     def load(cls, path: Path) -> TaskSet:

@@ -71,7 +71,7 @@ class PreparedStudies:
             study_rank=usable.astype(np.int64),
             volume_path=volumes["path"][volume_row],
             checksum=volumes["checksum"][volume_row],
-            fingerprint=_fingerprint(manifest, keys, volumes),
+            fingerprint=_fingerprint(tasks, manifest, keys, volumes),
         )
 
     def read_hu(self, row: int) -> np.ndarray:
@@ -142,9 +142,9 @@ def _rows(wanted: np.ndarray, table_ids: np.ndarray) -> np.ndarray:
     return np.where(table_ids[position] == wanted, position, -1)
 
 
-def _fingerprint(manifest: dict, keys: dict[str, np.ndarray], volumes: dict[str, np.ndarray]) -> str:
+def _fingerprint(tasks: TaskSet, manifest: dict, keys: dict[str, np.ndarray], volumes: dict[str, np.ndarray]) -> str:
     """Changes with any study, split, volume, label or task."""
-    labels = [manifest["files"][name]["sha256"] for name in (TASKS, schema.LABELS.name)]
+    labels = [tasks.digest, manifest["files"][schema.LABELS.name]["sha256"]]
     row = _rows(volumes["study_id"], keys["study_id"])
     studies = zip(keys["study_key"][row], keys["split"][row], volumes["content_key"])
     return hashlib.sha256(json.dumps([labels, sorted(studies)]).encode()).hexdigest()

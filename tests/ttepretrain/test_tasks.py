@@ -1,6 +1,7 @@
 """TaskSet: exact JSON round trip, and what it refuses."""
 
 import dataclasses
+import hashlib
 import json
 import math
 
@@ -103,3 +104,12 @@ def test_a_malformed_file_is_an_integrity_error_with_the_remedy(tmp_path, text):
     (tmp_path / "tasks.json").write_text(text)
     with pytest.raises(IntegrityError, match=r"not a task set: .*; write it again with jobs.prepare"):
         TaskSet.load(tmp_path / "tasks.json")
+
+
+def test_the_small_cell_threshold_does_not_change_what_a_run_is(tasks, tmp_path):
+    """An old run resumes after its folder is prepared again: the digest is that of a file without the threshold."""
+    assert dataclasses.replace(tasks, min_patients=None).digest == tasks.digest
+    assert dataclasses.replace(tasks, recurrence="all").digest != tasks.digest
+    tasks.save(tmp_path / "tasks.json")
+    older = (tmp_path / "tasks.json").read_text().replace(' "min_patients": 11,\n', "")
+    assert tasks.digest == hashlib.sha256(older.encode()).hexdigest()

@@ -46,7 +46,8 @@ class Reason(StrEnum):
     NAN_VOXELS = "NAN_VOXELS"
     CONSTANT = "CONSTANT"
     NOT_HU = "NOT_HU"
-    # a bug
+    # no fault of the scan
+    OUT_OF_MEMORY = "OUT_OF_MEMORY"  # there was too little left to read it: of the machine, or of a limit on workers
     UNEXPECTED = "UNEXPECTED"  # any other exception; `detail` gives its type and place
 
 

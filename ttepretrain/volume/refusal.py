@@ -15,7 +15,7 @@ from functools import wraps
 from pathlib import PurePath
 from typing import ParamSpec, TypeVar
 
-from ttepretrain.errors import BadStudy, DeclaredError, ResourceError
+from ttepretrain.errors import BadStudy, DeclaredError
 from ttepretrain.volume.checks import Reason
 
 PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN)  # a network file system may recover from these
@@ -30,8 +30,7 @@ def read_or_refuse(read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T
     """read(*args, **kwargs), or the reason why this scan is refused.
 
     Any exception refuses the scan: one that nobody foresaw as UNEXPECTED with its type and place, never its message,
-    which may contain a name. Only a DeclaredError, such as a full disk, passes through. Raises ResourceError when
-    memory runs out.
+    which may contain a name. Only a DeclaredError, such as a full disk, passes through.
     """
     try:
         return read(*args, **kwargs)
@@ -41,7 +40,7 @@ def read_or_refuse(read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T
         raise
     except Exception as error:
         if _is_out_of_memory(error):
-            raise ResourceError("out of memory while reading a scan; run fewer workers, or use more memory") from None
+            return BadStudy(Reason.OUT_OF_MEMORY, "reading it took more memory than was free; run fewer workers")
         return _of_os_error(error) if isinstance(error, OSError) else _unexpected(error)
 
 
