@@ -21,8 +21,8 @@ def _sources() -> str:
 
 
 # numba notices only changes of a loop's own file, not of the rules that it calls. The hash covers all of `ehr`, not
-# only what a loop imports, unlike the key of the label files (data/labels/code.py): one compilation too many costs
-# seconds, and every worker computes the hash before its first loop.
+# only what a loop imports, unlike the key of the label files (data/labels/source_hash.py): one more compilation
+# costs seconds, and every worker computes the hash before its first loop.
 _KEPT = _HERE / "__pycache__" / f"numba-{_sources()}"
 
 

@@ -50,10 +50,9 @@ ln -sfn "$PWD/ttepretrain" "$venv/clone/ttepretrain"
 site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 echo "$venv/clone" > "$site/ttepretrain_clone.pth"
 cat > "$venv/bin/ttepretrain" <<SCRIPT
-#!$venv/bin/python
-from ttepretrain.commands.main import main
-
-main()
+#!/bin/sh
+# Not the interpreter itself: a path with spaces, or a long one, would not work there.
+exec "$venv/bin/python" -m ttepretrain "\$@"
 SCRIPT
 chmod +x "$venv/bin/ttepretrain"
 "$VENV/bin/python" -c 'import torch; print("setup: ready, torch", torch.__version__)'

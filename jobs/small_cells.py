@@ -1,7 +1,7 @@
 """Small cells: a count of few people is neither shown nor recoverable by subtraction from what is shown.
 
     parts of a known total     100, 40, 5, 3          least 11
-    5 and 3 are small          8 together: still small, and total - 100 - 40 would tell 8
+    5 and 3 are small          8 together, which total - 100 - 40 would reveal
     the smallest other joins   100, 48                48 is of three parts; which is which stays unknown
 
 `least` is the smallest count that may be shown: `TaskSet.least_patients` of the run. A zero may be shown.
@@ -24,12 +24,13 @@ class Cell:
 def hide_small(parts: Mapping[str, int], least: int) -> list[Cell]:
     """Cells that add up to the total of `parts`, largest first; parts of zero are left out.
 
-    All small parts stand together, and with the smallest of the others where they would still be small. Only a total
-    that is small itself remains small. To exchange the counts within a cell changes no cell: nobody can assign them.
+    All small parts stand together with the smallest of the others: of small parts alone, a large sum would reveal the
+    counts (20 of two parts below 11). Only a total that is small itself remains small. To exchange the counts within a
+    cell changes no cell.
     """
     counts = {name: count for name, count in parts.items() if count}
     together = {name for name, count in counts.items() if count < least}
-    if together and sum(counts[name] for name in together) < least:
+    if together:
         others = [count for name, count in counts.items() if name not in together]
         # all that are equally small: the choice of one would tell which part it is
         together |= {name for name, count in counts.items() if others and count == min(others)}

@@ -1,6 +1,6 @@
 """Does a change of the code change a byte of what a run writes?
 
-    .venv/bin/python tests/same_bytes.py REVISION [--skip default] [--allow prepared/summary.json ...]
+    .venv/bin/python tests/same_bytes.py REVISION [--skip default] [--allow tiny/prepared/summary.json ...]
 
 Runs REVISION and the working tree under `build/same_bytes/`, with one salt, and compares the files: cohort and
 `prepared/` of `tiny` and of `default`, labels of the MIMIC-IV demo (where the fixtures are), and the export of a `tiny`
@@ -34,12 +34,13 @@ def main() -> int:
     WORK.mkdir(parents=True, exist_ok=True)
     revision = git("rev-parse", arguments.revision)
     before, after = WORK / revision[:12], WORK / "worktree"
-    if not (before / ".done").exists():
+    done = before / ".done"  # holds what was skipped
+    if not done.exists() or not set(done.read_text().split()) <= set(arguments.skip):
         shutil.rmtree(before, ignore_errors=True)
         subprocess.run(["git", "clone", "--quiet", "--no-checkout", ROOT, before], check=True)
         subprocess.run(["git", "-C", before, "checkout", "--quiet", revision], check=True)
         run_all(before, arguments.skip)
-        (before / ".done").touch()
+        done.write_text(" ".join(arguments.skip))
     shutil.rmtree(after, ignore_errors=True)
     files = git("ls-files", "--cached", "--others", "--exclude-standard").splitlines()
     for name in files:

@@ -10,7 +10,6 @@ numpy, pyarrow, blosc2 and torch only: a training node needs neither Ray nor pol
 from __future__ import annotations
 
 import errno
-import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -21,7 +20,7 @@ from data.prepared.opened import PreparedStudies
 from ttepretrain.batch import Batch
 from ttepretrain.errors import IntegrityError
 from ttepretrain.log import log
-from ttepretrain.volume.refusal import WAIT_SECONDS
+from ttepretrain.volume.refusal import patiently
 
 SUBSTITUTES = 2  # other studies tried in place of one that stays unreadable
 
@@ -72,7 +71,7 @@ class BatchLoader:
             # half an epoch away: hardly ever in the same batch, and the same after every restart
             row = self._order[(position + attempt * (num // 2 + 1)) % num]
             try:
-                return row, _read_patiently(self._studies, row)
+                return row, patiently(self._studies.read_hu, row)
             except OSError as error:
                 name = errno.errorcode.get(error.errno or 0, "error")
                 log.warning("study %s cannot be read (%s); another takes its place", self._studies.study_key[row], name)
@@ -108,18 +107,7 @@ class EvaluationLoader:
 
     def _read(self, row: int) -> tuple[int, np.ndarray]:
         try:
-            return row, _read_patiently(self._studies, row)
+            return row, patiently(self._studies.read_hu, row)
         except OSError as error:
             key = self._studies.study_key[row]
             raise IntegrityError(f"study {key} cannot be read ({error.strerror}); run jobs.prepare again") from None
-
-
-def _read_patiently(studies: PreparedStudies, row: int) -> np.ndarray:
-    for wait in WAIT_SECONDS:
-        try:
-            return studies.read_hu(row)
-        except FileNotFoundError:
-            raise
-        except OSError:
-            time.sleep(wait)
-    return studies.read_hu(row)

@@ -19,7 +19,7 @@ from typing import Any
 
 import polars as pl
 
-from data.labels.code import closure_hash
+from data.labels.source_hash import closure_hash
 from data.labels.stamps import read_stamp, write_stamp
 from data.parquet_files import write_parquet
 from ehr.choice.referred import referred_codes

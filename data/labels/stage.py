@@ -19,8 +19,8 @@ import polars as pl
 import pyarrow.parquet as parquet
 
 from data.given.label_tables import read_label_tables, with_label_tables
-from data.labels.code import closure_hash
 from data.labels.label_files import ALWAYS, COVARIATES, write_label_files
+from data.labels.source_hash import closure_hash
 from data.labels.stamps import read_stamp, write_stamp
 from data.subjects.leakage import check_frozen_tasks
 from ehr.config import EhrConfig

@@ -12,14 +12,15 @@ import itertools
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ttepretrain.errors import IntegrityError
+from ttepretrain.errors import IntegrityError, ResourceError
 from ttepretrain.files import write_atomic
 from ttepretrain.volume.spec import PREPROCESS_VERSION, VolumeSpec
 
@@ -91,6 +92,18 @@ def read_volume(path: Path, checksum: str) -> np.ndarray:
     array = blosc2.ndarray_from_cframe(data, copy=False)
     array.schunk.dparams = blosc2.DParams(nthreads=1)  # the loader reads several files at once
     return array[:]
+
+
+@contextmanager
+def declared_cache(folder: Path) -> Iterator[None]:
+    """ResourceError for a cache folder that cannot be read or written: no study is to blame for it."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ResourceError(
+            f"the volume cache cannot be used ({reason}); check that {folder} is there and writable"
+        ) from None
 
 
 def read_crop(path: Path, start_DHW: Sequence[int], shape_DHW: Sequence[int]) -> np.ndarray:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data.given.study import Study, resolve_image
 from data.quarantine import Quarantined
-from data.volumes.cache import VolumeRecord, content_key, hash_voxels, read_record, write_volume
+from data.volumes.cache import VolumeRecord, content_key, declared_cache, hash_voxels, read_record, write_volume
 from data.volumes.trusted import remembered_hash, trusted_hash
 from ttepretrain.errors import BadStudy
 from ttepretrain.files import sha256_of
@@ -36,8 +36,8 @@ def prepare_study(
 ) -> PreparedVolume | Quarantined:
     """Cached volume of the study whose image lies below `root`, or why it is refused.
 
-    A systematic failure refuses every study and so ends the run by the limit on bad studies; a full disk, or lack of
-    memory, ends it at once.
+    A systematic failure refuses every study and so ends the run by the limit on bad studies; a full disk, or a cache
+    that cannot be used, ends it at once.
     """
     result = read_or_refuse(_prepare, study, root, cache, spec, trust_mtime)
     if isinstance(result, BadStudy):
@@ -50,7 +50,8 @@ def _prepare(study: Study, root: Path, cache: Path, spec: VolumeSpec, trust_mtim
     state = source_state(path)
     content = trusted_hash(path, cache) if trust_mtime else source_hash(path)
     target = cache / f"{content_key(content, _selected(path, study), spec)}.b2nd"
-    known = read_record(target, spec.shape_DHW)
+    with declared_cache(cache):
+        known = read_record(target, spec.shape_DHW)
     if known is not None:
         record, checksum = known
         return PreparedVolume(study.study_id, target.stem, checksum, record, reused=True)
@@ -74,9 +75,9 @@ def _prepare(study: Study, root: Path, cache: Path, spec: VolumeSpec, trust_mtim
         voxel_hash=hash_voxels(volume.hu_DHW),
         acquired=None if volume.acquired is None else volume.acquired.isoformat(),
     )
-    return PreparedVolume(
-        study.study_id, target.stem, write_volume(target, volume.hu_DHW, record), record, reused=False
-    )
+    with declared_cache(cache):
+        checksum = write_volume(target, volume.hu_DHW, record)
+    return PreparedVolume(study.study_id, target.stem, checksum, record, reused=False)
 
 
 def _content_read(path: Path, state: list[tuple], content: str, cache: Path, trust_mtime: bool) -> str:

@@ -12,7 +12,9 @@ import polars as pl
 
 from ttepretrain.errors import ConfigError
 
-EXACT_FLOATS = 2**53  # from here on a float stands for several whole numbers
+# From here on a float stands for several whole numbers.
+EXACT_FLOATS = 2**53
+EXACT_FLOATS_OF: dict[pl.DataType | type[pl.DataType], int] = {pl.Float32: 2**24}
 
 # Texts for nothing, in either letter case: R, pandas and SQL write them. Names are exempt: a study may be called "NA".
 NULLS = ("", "na", "nan", "nat", "null", "none", "\\n")
@@ -21,18 +23,18 @@ UNKNOWN = ("censored", *NULLS)
 
 # What is wrong, after the name of the column.
 NO_IDS = "ids must be whole numbers"
-INEXACT_IDS = "holds cells that are no exact ids (text, fractions, floats from 2^53 on, beyond int64); write int64"
+INEXACT_IDS = "holds cells that are not exact ids (text, fractions, large floats, beyond int64); write int64"
 NO_ID = "is empty or not a whole number"  # of one row
 NO_TIMES = "write times as timestamps, dates or ISO text"
 NO_TIME = "is empty or not YYYY-MM-DD[ HH:MM[:SS[.f]]] without a zone"  # of one row
 NO_LOCAL_ZONE = "set ehr.timezone to the local zone"
 ZONED_TEXT = "holds times with a zone as text; write them as local times"
-NO_NUMBERS = "values are no finite number"
+NO_NUMBERS = "values are not finite numbers"
 NO_TRUTH = "values are none of true, false, 1, 0, censored or empty"
 NO_TEXT = "it must be text"
 
-_DATE = r"^\d{4}-?\d{2}-?\d{2}$"
-_TIME = r"^\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}(:\d{2}(\.\d+)?)?$"
+_DATE = r"^(?:[1-9]\d{3}|0[1-9]\d{2}|00[1-9]\d|000[1-9])-?\d{2}-?\d{2}$"  # there is no year 0
+_TIME = _DATE.replace("-?", "-")[:-1] + r"[T ]\d{2}:\d{2}(:[0-5]\d(\.\d+)?)?$"  # a leap second is no time here
 _ZONED = r"(?i)\d{2}:\d{2}.*(Z|[+-]\d{2}(:?\d{2})?|[A-Z]{3,4}|[A-Z]+/\w+\]?)$"  # Z, +01:00, UTC, Europe/Berlin
 
 
@@ -60,8 +62,9 @@ def whole_cells(column: pl.Series, where: str) -> Cells:
         inexact = text.str.contains(".", literal=True) & (value.abs() >= EXACT_FLOATS)
         value = value.set(inexact.fill_null(False), None)
     elif dtype.is_float():
+        most = EXACT_FLOATS_OF.get(dtype, EXACT_FLOATS)
         column = column.cast(pl.Float64).fill_nan(None)
-        exact = (column == column.floor()) & (column.abs() < EXACT_FLOATS)
+        exact = (column == column.floor()) & (column.abs() < most)
         value = column.set(~exact.fill_null(True), None).cast(pl.Int64)
     elif dtype.is_decimal():
         value = column.cast(pl.Int64, strict=False)

@@ -41,7 +41,8 @@ def _publishable_labels(labels: dict, beside: dict[str, int], least: int) -> dic
     labelled = shown.pop("labelled")
     left_out = {LEFT_OUT[code]: count for code, count in shown.pop("left_out").items()}
     shown["studies"] = _cells(labelled | left_out | beside, least)
-    shown["phenotypes"] = [_without_small(row, labelled, least) for row in labels["phenotypes"]]
+    rows = [_without_small(row, labelled, least) for row in labels["phenotypes"]]
+    shown["phenotypes"] = _without_small_differences(rows, least)
     total = sum(labelled.values())
     followed = round(labels["followed_over_a_year"] * total)
     # two digits: more would give away the exact number of studies
@@ -65,6 +66,25 @@ def _without_small(answers: dict, labelled: dict[str, int], least: int) -> dict:
             "positive": positive if may_show(positive, known, least) else None,
             "known_share": None if tells_known else round(known / studies, 2),
         }
+    return shown
+
+
+def _without_small_differences(rows: list[dict], least: int) -> list[dict]:
+    """A positive answer of one horizon is one of each longer horizon too: a small difference would be shown.
+
+    The longer horizon's number is hidden then.
+    """
+    shown = [dict(row) for row in rows]
+    for split in SPLITS:
+        last: dict[tuple[str, str], int] = {}
+        for row in shown:  # of a phenotype by horizon, the time to event last
+            positive, which = row[split]["positive"], (row["phenotype"], row["kind"])
+            if positive is None:
+                continue
+            if which in last and is_small(abs(positive - last[which]), least):
+                row[split] = row[split] | {"positive": None}
+            else:
+                last[which] = positive
     return shown
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 
 from jobs.report.console import short
-from jobs.small_cells import count_text, may_show
+from jobs.small_cells import count_text, is_small, may_show
 from ttepretrain.evaluation.table import Metric, pairs_of
 
 NAMES = {
@@ -44,7 +44,7 @@ def count_html(count: int | None, least: int) -> str:
 
 def events_html(row: Metric, least: int) -> str:
     """The number of events, unless it or the number without the event is small."""
-    if is_hidden(row, least):
+    if row.n < least or is_small(row.events, least):
         return count_html(None, least)
     return str(row.events) if may_show(row.events, row.n, least) else f"&gt; {row.n - least}"
 

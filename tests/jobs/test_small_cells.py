@@ -16,14 +16,15 @@ LEAST = st.integers(1, 12)
         ({"a": 50, "b": 20}, [("a", 50), ("b", 20)]),
         ({"a": 100, "b": 3, "c": 5, "d": 40}, [("a", 100), ("bcd", 48)]),
         ({"a": 50, "b": 20, "c": 3, "d": 0}, [("a", 50), ("bc", 23)]),
-        ({"a": 50, "b": 6, "c": 7}, [("a", 50), ("bc", 13)]),
+        ({"a": 50, "b": 20, "c": 6, "d": 7}, [("a", 50), ("bcd", 33)]),
+        ({"a": 11, "b": 10, "c": 10}, [("abc", 31)]),  # 20 of two parts below 11 are 10 and 10
         ({"a": 20, "b": 3, "c": 20}, [("abc", 43)]),  # either could be the one that joins
         ({"a": 4}, [("a", None)]),
         ({"a": 4, "b": 3}, [("ab", None)]),
         ({"a": 0}, []),
     ],
 )
-def test_small_parts_stand_together_until_they_are_not_small(parts, expected):
+def test_small_parts_stand_together_with_the_smallest_other(parts, expected):
     assert hide_small(parts, 11) == [Cell(tuple(names), count) for names, count in expected]
 
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as parquet
 
 from ttepretrain.errors import BadDataError, BadStudy, ConfigError
 from ttepretrain.files import replacing
+from ttepretrain.log import log
 
 FINGERPRINT = b"ttepretrain_export"  # key of the file's metadata: which export made the rows
 RISKS = pa.schema([("key", pa.string()), ("task", pa.string()), ("horizon_days", pa.float64()), ("risk", pa.float64())])
@@ -38,7 +39,7 @@ class EmbeddingTable:
         if made_by.decode() == fingerprint:
             self.rows = dict(zip(table["key"].to_pylist(), table["embedding"].to_numpy()))
         else:
-            print(f"{len(table)} rows in {path.name} come from another export and will be replaced")
+            log.warning(f"{len(table)} rows in {path.name} come from another export and will be replaced")
 
     def save(self) -> None:
         """Columns key str, embedding list<f32>; the file is whole at every instant."""

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ttepretrain.errors import ConfigError
+from ttepretrain.volume.source import is_nifti
 
-NIFTI = (".nii", ".nii.gz")
 TABLES = (".csv", ".parquet")
 # Files found beside DICOM files, which have any suffix or none.
 NOT_DICOM = (*TABLES, ".json", ".txt", ".tsv", ".md", ".pdf", ".html", ".xml", ".yaml", ".png", ".jpg", ".jpeg", ".zip")
@@ -52,11 +52,15 @@ def _scans_of(path: Path) -> list[Scan]:
 
 
 def _scans_below(root: Path) -> list[Scan]:
-    paths = []
-    for folder, subfolders, names in os.walk(root):
+    paths: list[Path] = []
+
+    def closed(error: OSError) -> None:
+        paths.append(Path(error.filename))  # a folder that cannot be listed: reading it gives the reason
+
+    for folder, subfolders, names in os.walk(root, onerror=closed):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         files = [Path(folder, name) for name in sorted(names) if not name.startswith(".")]
-        nifti = [file for file in files if file.name.lower().endswith(NIFTI)]
+        nifti = [file for file in files if is_nifti(file)]
         if _holds_dicom(files, leaf=not subfolders and not nifti):
             paths.append(Path(folder))
             subfolders.clear()  # a DICOM folder is read with all that is below it
@@ -67,8 +71,8 @@ def _scans_below(root: Path) -> list[Scan]:
 
 def _holds_dicom(files: Sequence[Path], leaf: bool) -> bool:
     """In a folder without subfolders any unknown file counts: a damaged scan is refused, not overlooked."""
-    known = (*NIFTI, *NOT_DICOM, "dicomdir")
-    unknown = [file for file in files if not file.name.lower().endswith(known)]
+    known = (*NOT_DICOM, "dicomdir")
+    unknown = [file for file in files if not (is_nifti(file) or file.name.lower().endswith(known))]
     return bool(unknown) if leaf else any(_is_dicom(file) for file in unknown)
 
 
@@ -78,8 +82,8 @@ def _is_dicom(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
+    except OSError:  # a file that cannot be read is refused, not overlooked
+        return True
 
 
 def _scans_in_table(path: Path) -> list[Scan]:

@@ -40,8 +40,20 @@ def read_or_refuse(read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T
         raise
     except Exception as error:
         if _is_out_of_memory(error):
-            return BadStudy(Reason.OUT_OF_MEMORY, "reading it took more memory than was free; run fewer workers")
+            return BadStudy(Reason.OUT_OF_MEMORY, "reading it took more memory than was free")
         return _of_os_error(error) if isinstance(error, OSError) else _unexpected(error)
+
+
+def patiently(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """function(*args, **kwargs); an OSError from which a file system may recover is retried, and raised if it stays."""
+    for wait in WAIT_SECONDS:
+        try:
+            return function(*args, **kwargs)
+        except OSError as error:
+            if error.errno not in PASSING:
+                raise
+            time.sleep(wait)
+    return function(*args, **kwargs)
 
 
 def reads_files(function: Callable[P, T]) -> Callable[P, T]:
@@ -49,17 +61,12 @@ def reads_files(function: Callable[P, T]) -> Callable[P, T]:
 
     @wraps(function)
     def patient(*args: P.args, **kwargs: P.kwargs) -> T:
-        waits = iter(WAIT_SECONDS)
-        while True:
-            try:
-                return function(*args, **kwargs)
-            except OSError as error:
-                wait = next(waits, None) if error.errno in PASSING else None
-                if wait is None:
-                    if _is_out_of_memory(error):
-                        raise
-                    raise _of_os_error(error) from None
-                time.sleep(wait)
+        try:
+            return patiently(function, *args, **kwargs)
+        except OSError as error:
+            if _is_out_of_memory(error):
+                raise
+            raise _of_os_error(error) from None
 
     return patient
 

@@ -21,7 +21,7 @@ class Canvas:
     """HU volume and the affine map from its voxel indices to anatomical millimetres."""
 
     def __init__(self, shape_DHW: tuple[int, int, int], to_anatomy: np.ndarray):
-        self.hu_DHW = np.full(shape_DHW, -1000.0, np.float32)
+        self.hu_DHW = np.full(shape_DHW, AIR, np.float32)
         self.linear = to_anatomy[:3, :3]
         self.origin = to_anatomy[:3, 3]
         self.inverse = np.linalg.inv(self.linear)

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from data.batches import loader
 from data.batches.loader import BatchLoader, EvaluationLoader, epoch_order
 from data.prepared import opened
 from data.prepared.opened import PreparedStudies
 from data.prepared.random_folder import random_tables
 from data.prepared.write import write_prepared
 from ttepretrain.errors import IntegrityError
+from ttepretrain.volume import refusal
 from ttepretrain.volume.spec import VolumeSpec
 
 SPEC = VolumeSpec((14.0, 13.0, 12.0), (4, 5, 6), (-1024, 3071), ((-600.0, 1500.0),))
@@ -201,7 +201,7 @@ def test_a_lost_volume_is_replaced_by_the_same_other_study_everywhere(own_copy, 
 
 def test_an_error_that_passes_is_waited_for(train, monkeypatch):
     waits, failures = [], [errno.EIO, errno.ESTALE]
-    monkeypatch.setattr(loader.time, "sleep", waits.append)
+    monkeypatch.setattr(refusal.time, "sleep", waits.append)
     read = opened.read_volume
 
     def flaky(path, checksum):
@@ -211,4 +211,4 @@ def test_an_error_that_passes_is_waited_for(train, monkeypatch):
 
     monkeypatch.setattr(opened, "read_volume", flaky)
     assert len(list(BatchLoader(train, 4, 0, threads=1))) == len(train) // 4
-    assert waits == list(loader.WAIT_SECONDS[:2])
+    assert waits == list(refusal.WAIT_SECONDS[:2])

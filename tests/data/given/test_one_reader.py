@@ -28,6 +28,8 @@ IDS = {
 TYPED_IDS = {
     "int8": (pl.Series([101], dtype=pl.Int8), 101), "uint64": (pl.Series([2**63], dtype=pl.UInt64), UNREADABLE),
     "float": (pl.Series([101.0]), 101), "float32": (pl.Series([101.0], dtype=pl.Float32), 101),
+    "large float32": (pl.Series([2.0**24], dtype=pl.Float32), UNREADABLE),
+    "exact float32": (pl.Series([2.0**24 - 1], dtype=pl.Float32), 2**24 - 1),
     "fraction": (pl.Series([101.5]), UNREADABLE), "large float": (pl.Series([float(BIG)]), UNREADABLE),
     "nan": (pl.Series([float("nan")]), EMPTY), "infinite": (pl.Series([float("inf")]), UNREADABLE),
     "decimal": (pl.Series([Decimal("101.00")]), 101), "null": (pl.Series([None], dtype=pl.Float64), EMPTY),
@@ -40,6 +42,7 @@ TIMES = {
     "2020-01-02T10:20": datetime(2020, 1, 2, 10, 20), "2020-01-02 10:20:30": datetime(2020, 1, 2, 10, 20, 30),
     "2020-01-02 10:20:30.5": datetime(2020, 1, 2, 10, 20, 30, 500_000),
     "2020-01-02T10:20:30.1234567891": datetime(2020, 1, 2, 10, 20, 30, 123_456),
+    "2020-01-02 10:20:60": UNREADABLE, "0000-01-02": UNREADABLE, "00000102": UNREADABLE,
     "2020-02-30": UNREADABLE, "02.01.2020": UNREADABLE, "1577959200": UNREADABLE, "2020-01-02 24:00:00": UNREADABLE,
     "2020-01-02T10:20:30Z": ZONED, "2020-01-02 10:20:30+01:00": ZONED, "2020-01-02 10:20 CET": ZONED,
     **dict.fromkeys(NULLS, EMPTY),

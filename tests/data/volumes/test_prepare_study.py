@@ -367,3 +367,9 @@ def test_a_file_that_changes_while_it_is_read_is_refused(root, cache, monkeypatc
     result = prepare_study(Study("s", "a.nii.gz"), root, cache, SPEC, trust_mtime)
     assert result == CHANGED
     assert not list(cache.glob("*.b2nd"))
+
+
+def test_a_cache_that_is_not_there_is_no_fault_of_the_scan(tmp_path):
+    write_nifti(tmp_path / "a.nii.gz", chest(0))
+    with pytest.raises(ResourceError, match="the volume cache cannot be used"):
+        prepare_study(Study("s", "a.nii.gz"), tmp_path, tmp_path / "nowhere", SPEC)

@@ -157,7 +157,8 @@ def test_few_people_are_neither_counted_nor_recoverable_by_a_difference():
     assert shown["studies"] == {"train": 500, "held_out": 200, "tuning with no record in the EHR": 93}
     left_out = {"NO_SUBJECT": 7, "NO_FOLLOW_UP": 8}
     shown = publishable(document(left_out=left_out), LEAST)["labels"]
-    assert shown["studies"]["no record in the EHR with no follow-up after the blackout"] == 15
+    together = "tuning with no record in the EHR with no follow-up after the blackout"
+    assert shown["studies"] == {"train": 500, "held_out": 200, together: 105}
     assert shown["phenotypes"][0]["train"] == {"positive": 40, "known_share": 0.18}
     nobody = {"train": 4, "tuning": 2, "held_out": 3}
     shown = publishable(document(labelled=nobody), LEAST)["labels"]
@@ -217,3 +218,14 @@ def test_a_file_system_without_room_is_exit_5_with_both_numbers(tmp_path):
     with pytest.raises(ResourceError, match=r"1,073,741,824.0 GiB are needed, [\d,.]+ GiB are free") as raised:
         require_room(large, tmp_path)
     assert raised.value.exit_code == 5
+
+
+def test_a_small_difference_between_horizons_is_not_shown():
+    """15 within 180 days and 20 within 365: five people had the event between them."""
+    row = document()["labels"]["phenotypes"][0]
+    rows = [
+        row | {"horizon_days": days, "train": {"known": 500, "positive": positive}}
+        for days, positive in ((30.0, 15), (180.0, 20), (365.0, 26), (None, 60))
+    ]
+    shown = publishable(document(phenotypes=rows), LEAST)["labels"]["phenotypes"]
+    assert [answer["train"]["positive"] for answer in shown] == [15, None, 26, 60]

@@ -81,12 +81,12 @@ def test_a_killed_run_keeps_what_it_saved(export, scans, tmp_path, monkeypatch):
     assert list(embed(export, scans / "sub", output=output)) == ["b.nii", "c.nii.gz"]
 
 
-def test_rows_of_another_export_are_computed_again(export, scans, tmp_path, capsys):
+def test_rows_of_another_export_are_computed_again(export, scans, tmp_path, caplog):
     output = tmp_path / "e.parquet"
     first = embed(export, scans / "sub", output=output)
     write_tiny_export(tmp_path / "other", seed=1)
     other = embed(tmp_path / "other", scans / "sub/b.nii", output=output)
-    assert "2 rows in e.parquet come from another export and will be replaced" in capsys.readouterr().out
+    assert "2 rows in e.parquet come from another export and will be replaced" in caplog.text
     assert list(other) == ["b.nii"]
     assert not np.array_equal(other["b.nii"], first["b.nii"])
 

@@ -1,5 +1,9 @@
 """What INPUT means: files, DICOM folders, folders of many, tables; keys; nothing overlooked."""
 
+import errno
+import os
+from pathlib import Path
+
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
@@ -90,3 +94,19 @@ def test_missing_empty_and_ambiguous_arguments_are_refused(archive, tmp_path):
         find_scans([tmp_path / "empty"])
     with pytest.raises(ConfigError, match=r"1 of 2 scans have the same key as another; give a table"):
         find_scans([archive / "top.NII", archive / "top.NII"])
+
+
+def test_a_folder_that_cannot_be_listed_is_a_scan_that_will_be_refused(tmp_path, monkeypatch):
+    """Its scans would be missing without a word."""
+    (tmp_path / "open").mkdir()
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "open" / "x.nii").touch()
+    listed = os.scandir
+
+    def closed(path):
+        if Path(path).name == "locked":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    assert {scan.key for scan in find_scans([tmp_path])} == {"open/x.nii", "locked"}

@@ -14,7 +14,7 @@ from ttepretrain.batch import Batch
 from ttepretrain.files import write_json
 from ttepretrain.labels import LabelTable
 from ttepretrain.models.encoder import Encoder
-from ttepretrain.models.head import FactorisedHead
+from ttepretrain.models.head import FactorisedHead, PiecewiseExponentialHead
 from ttepretrain.models.model import ScanModel, TTEModel
 from ttepretrain.models.reconstruction import ReconstructionModel
 from ttepretrain.survival.prefit import bias_table
@@ -124,11 +124,12 @@ def objective_on(
     """The objective of `config.arm`, biases fitted on the first `num_train` rows."""
     rows = np.arange(num_train)
 
-    def head(bias_TK: np.ndarray) -> FactorisedHead:
-        return FactorisedHead(encoder.feature_dim, 6, torch.from_numpy(bias_TK), 0)
+    def head(bias_TK: np.ndarray, kind: type[FactorisedHead] = FactorisedHead) -> FactorisedHead:
+        return kind(encoder.feature_dim, 6, torch.from_numpy(bias_TK), 0)
 
     if config.arm == "tte":
-        model = TTEModel(encoder, head(bias_table(labels.take(rows), tasks)), (TINY_WINDOW,))
+        hazards = head(bias_table(labels.take(rows), tasks), PiecewiseExponentialHead)
+        model = TTEModel(encoder, hazards, (TINY_WINDOW,))
         return TimeToEvent(model, tasks, config.head_fit_deviation)
     if config.arm == "ssl":
         return MaskedReconstruction(ReconstructionModel(encoder, torch.zeros(1), (TINY_WINDOW,)))

@@ -14,11 +14,12 @@ from torch.nn import functional
 from ttepretrain.batch import Batch
 from ttepretrain.models.reconstruction import ReconstructionModel
 from ttepretrain.training.objectives.base import Objective
+from ttepretrain.volume.checks import PADDING_HU
 from ttepretrain.volume.windows import apply_windows
 
 BLOCKS = 8  # along every axis, of equal extent
 HIDDEN_SHARE = 0.6  # of the blocks
-HIDDEN_HU = -1024.0  # air in every window
+HIDDEN_HU = float(PADDING_HU)  # air in every window
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from data.labels.code import HOMES, closure, closure_hash, hash_of
+from data.labels.source_hash import HOMES, closure, closure_hash, hash_of
 
 STAGE = "data.labels.stage"
 
