@@ -86,4 +86,4 @@ lint: $(VENV)/.ready ## check style, types and file hygiene
 	$(PY) tests/hygiene.py
 
 clean: ## remove the environment and caches, but never runs/
-	rm -rf $(VENV) .uv build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis ehr/passes/__pycache__/numba-*
+	rm -rf $(VENV) .uv build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis ehr/__pycache__/numba-*

@@ -26,7 +26,18 @@ def check_model_arguments(parsed: argparse.Namespace) -> None:
     """ConfigError for an impossible value, before any scan is read."""
     if parsed.batch_size < 1:
         raise ConfigError(f"--batch-size must be at least 1; got {parsed.batch_size}")
+    check_device(parsed.device)
     check_writable("--output", parsed.output)
+
+
+def check_device(name: str) -> None:
+    """ConfigError for a device that torch does not know or that this machine does not have."""
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError):  # torch built without CUDA asserts
+        raise ConfigError(f"--device {name} is not there; use cpu, or cuda on a machine with a CUDA GPU") from None
 
 
 def check_writable(option: str, path: Path) -> None:

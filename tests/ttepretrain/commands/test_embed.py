@@ -128,3 +128,9 @@ def test_impossible_options_are_refused_before_any_work(export, scans, tmp_path,
 def test_a_refused_scan_stops_the_library_call_by_name(export, scans):
     with pytest.raises(BadStudy, match="NOT_NIFTI"):
         load_encoder(export).embed([scans / "a.nii.gz", scans / "bad.nii"])
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "nosuch:0"])
+def test_a_device_that_is_not_there_is_a_usage_error(export, scans, tmp_path, device):
+    with pytest.raises(ConfigError, match=f"--device {device} is not there"):
+        embed(export, scans, output=tmp_path / "e.parquet", options=["--device", device])
