@@ -8,7 +8,6 @@ The meaning of a key is the comment beside its field: the lines right above it, 
 
 from __future__ import annotations
 
-import argparse
 import ast
 import dataclasses
 import inspect
@@ -18,11 +17,11 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
+from data.prepared.reference import write_or_check
 from jobs.config import RunConfig
-from ttepretrain.errors import ConfigError, exit_with
+from ttepretrain.errors import exit_with
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "configuration.md"
-ADVICE = "run `python -m jobs.config_reference`"
 
 HEAD = """\
 # Configuration keys
@@ -60,16 +59,8 @@ class Key:
 
 
 def main(arguments: list[str]) -> None:
-    """Raises ConfigError when --check finds a stale page."""
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.config_reference", description="Write the reference of all configuration keys."
-    )
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 2 if the page on disk is stale")
-    page = render()
-    if not parser.parse_args(arguments).check:
-        PAGE.write_text(page)
-    elif not PAGE.exists() or PAGE.read_text() != page:
-        raise ConfigError(f"{PAGE.name} is stale; {ADVICE}")
+    description = "Write the reference of all configuration keys."
+    write_or_check(arguments, "jobs.config_reference", description, PAGE, render())
 
 
 def render() -> str:

@@ -65,7 +65,9 @@ def anchors(page: Path) -> set[str]:
 
 
 def test_the_configuration_reference_is_fresh():
-    assert config_reference.PAGE.read_text() == config_reference.render(), config_reference.ADVICE
+    assert config_reference.PAGE.read_text() == config_reference.render(), (
+        "run `.venv/bin/python -m jobs.config_reference`"
+    )
 
 
 def test_every_configuration_key_has_a_meaning():

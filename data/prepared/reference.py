@@ -13,7 +13,6 @@ from data.prepared.schema import FILES, Column, File, Table
 from ttepretrain.errors import ConfigError, exit_with
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "prepared.md"
-ADVICE = "run `python -m data.prepared.reference`"
 
 HEAD = """\
 # Prepared files
@@ -39,16 +38,18 @@ their owner.
 
 
 def main(arguments: list[str]) -> None:
-    """Raises ConfigError when --check finds a stale page."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data.prepared.reference", description="Write the reference of the files of prepared/."
-    )
+    description = "Write the reference of the files of prepared/."
+    write_or_check(arguments, "data.prepared.reference", description, PAGE, render())
+
+
+def write_or_check(arguments: list[str], module: str, description: str, path: Path, page: str) -> None:
+    """`python -m MODULE [--check]`: write a generated page. Raises ConfigError when --check finds a stale one."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 2 if the page on disk is stale")
-    page = render()
     if not parser.parse_args(arguments).check:
-        PAGE.write_text(page)
-    elif not PAGE.exists() or PAGE.read_text() != page:
-        raise ConfigError(f"{PAGE.name} is stale; {ADVICE}")
+        path.write_text(page)
+    elif not path.exists() or path.read_text() != page:
+        raise ConfigError(f"{path.name} is stale; run `.venv/bin/python -m {module}` and commit the page")
 
 
 def render() -> str:

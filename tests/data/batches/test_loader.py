@@ -3,6 +3,7 @@
 import errno
 import shutil
 from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,32 +12,18 @@ import torch
 from data.batches.loader import BatchLoader, EvaluationLoader, epoch_order
 from data.prepared import opened
 from data.prepared.opened import PreparedStudies
-from data.prepared.random_folder import random_tables
-from data.prepared.write import write_prepared
+from data.testing import load_module
 from ttepretrain.errors import IntegrityError
 from ttepretrain.volume import refusal
-from ttepretrain.volume.spec import VolumeSpec
 
-SPEC = VolumeSpec((14.0, 13.0, 12.0), (4, 5, 6), (-1024, 3071), ((-600.0, 1500.0),))
-NUM_STUDIES = 31
+folder_of = load_module(Path(__file__).parents[1] / "numbered_folder.py")
+SPEC, NUM_STUDIES = folder_of.SPEC, folder_of.NUM_STUDIES
 FROZEN_ORDER = [6, 7, 8, 4, 0, 1, 5, 3, 9, 2]  # epoch_order(10, seed=7, epoch=2)
-UNLABELLED, WITHOUT_VOLUME = (3,), (0, 7)  # studies by their number
-
-
-def write_folder(folder, split_of=lambda n: "tuning" if n % 6 == 5 else "train"):
-    """prepared/ of 31 studies whose voxels all equal their number; labels random but reproducible."""
-    splits = [split_of(n) for n in range(NUM_STUDIES)]
-    tables, labels = random_tables(
-        folder, splits, SPEC, lambda n: np.full(SPEC.shape_DHW, n, np.int16),
-        unlabelled=UNLABELLED, without_volume=WITHOUT_VOLUME,
-    )  # fmt: skip
-    write_prepared(folder, tables, ["tasks.json"], SPEC)
-    return folder, labels
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    return write_folder(tmp_path_factory.mktemp("loader") / "prepared")
+    return folder_of.write_folder(tmp_path_factory.mktemp("loader") / "prepared")
 
 
 @pytest.fixture(scope="module")

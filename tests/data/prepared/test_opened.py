@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -12,33 +13,21 @@ import pytest
 
 from data.prepared import schema
 from data.prepared.opened import PreparedStudies, read_table
-from data.prepared.random_folder import random_tables
 from data.prepared.table_file import write_table
-from data.prepared.write import write_manifest, write_prepared
+from data.prepared.write import write_manifest
+from data.testing import load_module
 from ttepretrain.errors import ConfigError, IntegrityError
 from ttepretrain.tasks import TaskSet
-from ttepretrain.volume.spec import VolumeSpec
 
-SPEC = VolumeSpec((14.0, 13.0, 12.0), (4, 5, 6), (-1024, 3071), ((-600.0, 1500.0),))
-NUM_STUDIES = 31
-UNLABELLED, WITHOUT_VOLUME = (3,), (0, 7)  # studies by their number
+folder_of = load_module(Path(__file__).parents[1] / "numbered_folder.py")
+SPEC, NUM_STUDIES = folder_of.SPEC, folder_of.NUM_STUDIES
+UNLABELLED, WITHOUT_VOLUME = folder_of.UNLABELLED, folder_of.WITHOUT_VOLUME
 NAMES = ["tasks.json", "labels.parquet", "volumes.parquet", "keys.parquet"]
-
-
-def write_folder(folder, split_of=lambda n: "tuning" if n % 6 == 5 else "train"):
-    """prepared/ of 31 studies whose voxels all equal their number; labels random but reproducible."""
-    splits = [split_of(n) for n in range(NUM_STUDIES)]
-    tables, labels = random_tables(
-        folder, splits, SPEC, lambda n: np.full(SPEC.shape_DHW, n, np.int16),
-        unlabelled=UNLABELLED, without_volume=WITHOUT_VOLUME,
-    )  # fmt: skip
-    write_prepared(folder, tables, ["tasks.json"], SPEC)
-    return folder, labels
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    return write_folder(tmp_path_factory.mktemp("opened") / "prepared")
+    return folder_of.write_folder(tmp_path_factory.mktemp("opened") / "prepared")
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +111,7 @@ def test_an_unfinished_or_partial_folder_is_refused_with_its_remedy(own_copy, tm
 def test_the_fingerprint_is_that_of_the_whole_data_set(prepared, train, own_copy, tmp_path):
     assert PreparedStudies.open(prepared, "tuning").fingerprint == train.fingerprint
     assert PreparedStudies.open(own_copy, "train").fingerprint == train.fingerprint
-    other, _ = write_folder(tmp_path / "other", lambda n: "tuning" if n % 6 == 4 else "train")
+    other, _ = folder_of.write_folder(tmp_path / "other", lambda n: "tuning" if n % 6 == 4 else "train")
     assert PreparedStudies.open(other, "train").fingerprint != train.fingerprint
 
 

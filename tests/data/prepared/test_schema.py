@@ -110,7 +110,7 @@ def test_the_page_is_fresh(tmp_path, monkeypatch):
     reference.main(["--check"])
     stale = tmp_path / "prepared.md"
     monkeypatch.setattr(reference, "PAGE", stale)
-    with pytest.raises(ConfigError, match=r"prepared\.md is stale; run `python -m data.prepared.reference`"):
+    with pytest.raises(ConfigError, match=r"prepared\.md is stale; run `.venv/bin/python -m data.prepared.reference`"):
         reference.main(["--check"])
     reference.main([])
     reference.main(["--check"])
