@@ -14,9 +14,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
-# They take gigabytes: a Ray session with its workers, the largest encoders. One process at a time runs them.
-LARGE = ("tests/jobs/", "tests/ttepretrain/models/test_encoder.py")
-
 MEMORY_PAGES = Path("/proc/self/statm")
 # A full collection takes .2 s. Collect when a test has left this much, and after a file that has left a process large.
 GROWN_BYTES, LARGE_BYTES = 300 * 2**20, 2**30
@@ -63,12 +60,6 @@ class MemoryKeeper:
             gc.collect()
             self.trim(0)
             self.kept_bytes = self.resident_bytes()
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.nodeid.startswith(LARGE):
-            item.add_marker(pytest.mark.xdist_group("large"))
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -19,4 +19,4 @@ export TTE_FIXTURES=${TTE_FIXTURES:-$root/../shared/fixtures}
 export TTE_INSTALLED=$site
 export PYTHONPATH=$stage/clone
 cd "$stage/clone"
-exec "$stage/venv/bin/python" -m pytest -m "not source and not chaos" -n 2 --dist=loadgroup --durations=10 "$@"
+exec "$stage/venv/bin/python" -m pytest -m "not source and not chaos" -n 2 --dist=worksteal --durations=10 "$@"
