@@ -160,7 +160,7 @@ def _warn_of_absent_codes(counts: dict) -> None:
             "no labels. Name the codes as the data write them, or give labels through ehr.label_tables"
         )
     if counts["exclude_unmatched"]:
-        log.warning(f"ehr.exclude: {', '.join(counts['exclude_unmatched'])} mean nothing that the data hold")
+        log.warning(f"ehr.exclude: {', '.join(counts['exclude_unmatched'])} match no code in the data")
 
 
 def _inputs(

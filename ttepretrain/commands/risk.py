@@ -97,14 +97,17 @@ def risk_of_scans(
 
 
 def _days(text: str) -> list[float]:
-    days = [float(part) for part in text.split(",")]
-    if not all(0 < day < float("inf") for day in days):
-        raise ValueError
+    try:
+        days = [float(part) for part in text.split(",")]
+    except ValueError:
+        days = [math.nan]
+    if not all(0 < day < math.inf for day in days):
+        raise argparse.ArgumentTypeError(f"must be days after the scan, such as 30,180,365; got {text!r}")
     return days
 
 
 def _columns(tasks: TaskSet, codes: Sequence[str] | None) -> list[int]:
     unknown = sorted(set(codes or []) - set(tasks.codes))
     if unknown:
-        raise ConfigError(f"--tasks: {', '.join(unknown)} is no task of the export; tasks.json in it lists them")
+        raise ConfigError(f"--tasks: {', '.join(unknown)} is not a task of this export; its tasks.json lists them")
     return [k for k, code in enumerate(tasks.codes) if codes is None or code in codes]

@@ -58,7 +58,7 @@ def test_phenotypes_and_exclusions_that_the_data_do_not_know_warn_on_every_run(p
         caplog.clear()
         assert prepare(exclude=["Q/A", "Q/TYPO"]).reused == reused
         assert "no code of also, rare is in the data; they get no labels" in caplog.text
-        assert "ehr.exclude: Q/TYPO mean nothing that the data hold" in caplog.text
+        assert "ehr.exclude: Q/TYPO match no code in the data" in caplog.text
     caplog.clear()
     prepare(exclude=["Q/A"])
     assert "ehr.exclude" not in caplog.text

@@ -64,7 +64,7 @@ def test_risk_of_some_tasks_only_and_what_it_refuses(export, scans, tmp_path):
     assert parquet.read_table(output)["task"].to_pylist() == ["TEST/1", "MEDS_DEATH"]
     with pytest.raises(ConfigError, match=r"--horizons must lie after the blackout of 1 days; got \[0.5\]"):
         run([*command, "--horizons", "0.5,30"])
-    with pytest.raises(ConfigError, match="--tasks: TEST/9 is no task of the export"):
+    with pytest.raises(ConfigError, match="--tasks: TEST/9 is not a task of this export"):
         run([*command, "--horizons", "30", "--tasks", "TEST/9"])
     with pytest.raises(SystemExit):
         run([*command, "--horizons", "soon"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from datetime import date
 from functools import partial
 from itertools import groupby
 
@@ -13,15 +14,14 @@ from ttepretrain.errors import BadStudy
 from ttepretrain.volume.checks import Flag, Reason
 from ttepretrain.volume.dicom.stack import EVEN_MM, RUN_GAPS
 from ttepretrain.volume.dicom.tags import Values, has_contrast, numbers, text, texts, vendor
-from ttepretrain.volume.dicom.times import HALF_A_DAY, acquisition_time, day_of
+from ttepretrain.volume.dicom.times import HALF_A_DAY, acquisition_day, acquisition_time, midnight_between
 
 THICKNESS_FRACTION = 0.1  # thicknesses that differ by less are equal
 MINUTES_APART = 60  # times that differ by more belong to two scans
 RETURNS = 3  # to a value after a few slices of another; one or two may come from a missing value
 
-Places = Sequence[
-    Sequence[Values]
-]  # in order along the stack; duplicates at one place are compared later, by their pixels
+# In order along the stack; duplicates at one place are compared later, by their pixels.
+Places = Sequence[Sequence[Values]]
 Labels = list[frozenset]  # of each place, the values of its pictures; empty if none is stated
 
 
@@ -33,7 +33,7 @@ def check_alike(places: Places) -> tuple[Flag, ...]:
     """
     if len({vendor(values) for place in places for values in place} - {""}) > 1:
         raise BadStudy(Reason.MIXED_GEOMETRY, "slices of two manufacturers in one series")
-    if _days_between({text(values, "AcquisitionDate") for place in places for values in place}) > 1:
+    if _days_between({acquisition_day(values) for place in places for values in place}) > 1:
         raise BadStudy(Reason.MIXED_GEOMETRY, "slices of several days in one series")
     protocol, occasion = list(_protocol(places)), list(_occasion(places))
     thickness = _clusters(_positive(places, "SliceThickness"), EVEN_MM, THICKNESS_FRACTION)
@@ -131,8 +131,7 @@ def _minutes(places: Places) -> list[list[float]]:
     times = [[time for values in place if (time := acquisition_time(values)) is not None] for place in places]
     if all(day is not None for place in times for day, _ in place):
         return [[1440 * day.toordinal() + seconds // 60 for day, seconds in place if day] for place in times]
-    known = [seconds for place in times for _, seconds in place]
-    midnight = max(known) // 60 - min(known) // 60 > HALF_A_DAY // 60
+    midnight = midnight_between([60 * (seconds // 60) for place in times for _, seconds in place])
     return [[seconds // 60 + 1440 * (midnight and seconds < HALF_A_DAY) for _, seconds in place] for place in times]
 
 
@@ -150,6 +149,6 @@ def _returns(stretches: Sequence[tuple[frozenset, int]]) -> int:
     )
 
 
-def _days_between(dates: set[str]) -> int:
-    days = [day.toordinal() for said in dates if (day := day_of(said)) is not None]
+def _days_between(dates: set[date | None]) -> int:
+    days = [day.toordinal() for day in dates if day is not None]
     return max(days, default=0) - min(days, default=0)

@@ -13,7 +13,7 @@ from pathlib import Path
 from ttepretrain.volume.checks import Flag, Reason
 from ttepretrain.volume.dicom.frames import Picture
 from ttepretrain.volume.dicom.tags import numbers, text, texts
-from ttepretrain.volume.dicom.times import HALF_A_DAY, day_of, seconds_of
+from ttepretrain.volume.dicom.times import day_of, midnight_between, seconds_of
 
 # The first that distinguishes all phases is used.
 TAGS_OF_PHASES = (
@@ -74,7 +74,7 @@ def _values(pictures: Sequence[Picture], keyword: str) -> list[tuple[int, float]
         days = [0] * len(dates)
     times = list(map(seconds_of, said))
     known = [seconds for seconds in times if seconds is not None]
-    if known and len(set(days)) == 1 and max(known) - min(known) > HALF_A_DAY:
+    if len(set(days)) == 1 and midnight_between(known):
         return [None] * len(times)
     return [None if seconds is None else (day, seconds) for day, seconds in zip(days, times)]
 

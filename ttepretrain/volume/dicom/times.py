@@ -7,13 +7,13 @@ from UTC is dropped: times stay on the scanner's clock.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 
 from ttepretrain.volume.dicom.tags import Values, text
 
-HALF_A_DAY = 43_200.0  # seconds; times of one date, or of none, that lie further apart have midnight between them
+HALF_A_DAY = 43_200.0  # seconds
 
 DATE = re.compile(r"(\d{4})([.-]?)(\d\d)\2(\d\d)", re.ASCII)
 TIME = re.compile(r"(\d\d)(?::?(\d\d))?(?::?(\d\d))?(\.\d*)?", re.ASCII)
@@ -81,6 +81,16 @@ def acquisition_time(values: Values) -> tuple[date | None, float] | None:
         if moment.seconds is not None:
             return moment.day, moment.seconds
     return None
+
+
+def acquisition_day(values: Values) -> date | None:
+    """Date of the acquisition; None where none is stated."""
+    return next((moment.day for moment in moments(values, ACQUISITION) if moment.day is not None), None)
+
+
+def midnight_between(seconds: Sequence[float]) -> bool:
+    """Times of day of one date, or of none, that are more than half a day apart: midnight may lie between them."""
+    return len(seconds) > 0 and max(seconds) - min(seconds) > HALF_A_DAY
 
 
 def _date(match: re.Match[str]) -> date | None:

@@ -41,7 +41,7 @@ def read_or_reason(folder):
 
 @pytest.mark.parametrize("keyword", sorted(SCANS.keys() - {"AcquisitionDate"}))  # midnight may come in between
 @pytest.mark.parametrize("pattern", ["ABABABABABAB", "AAAAAABAAAAA", "AAABBBAAABBB"])
-def test_slices_of_two_scans_between_each_other_are_refused(tmp_path, chest, write_series, keyword, pattern):
+def test_interleaved_scans_are_refused(tmp_path, chest, write_series, keyword, pattern):
     pair = SCANS[keyword]
     write(tmp_path, chest, write_series, [pair["AB".index(letter)] for letter in pattern], keyword)
     assert read_or_reason(tmp_path) == "MIXED_GEOMETRY"
@@ -55,7 +55,12 @@ def test_regions_of_a_protocol_and_midnight_are_read(tmp_path, chest, write_seri
 
 
 @pytest.mark.parametrize(
-    ("keyword", "pair"), [("Manufacturer", SCANS["Manufacturer"]), ("AcquisitionDate", ("20200101", "20200301"))]
+    ("keyword", "pair"),
+    [
+        ("Manufacturer", SCANS["Manufacturer"]),
+        ("AcquisitionDate", ("20200101", "20200301")),
+        ("AcquisitionDateTime", ("20200101103000", "20200110103000")),
+    ],
 )
 def test_two_machines_or_days_are_refused_wherever_they_meet(tmp_path, chest, write_series, keyword, pair):
     write(tmp_path, chest, write_series, [pair[d >= 7] for d in range(12)], keyword)
