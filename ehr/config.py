@@ -28,6 +28,7 @@ class EhrConfig:
     followup: str = "last_event"  # last_event | death | observation_period | cutoff: what ends follow-up
     cutoff_date: str | None = None  # YYYY-MM-DD, last day of follow-up; `ehr.followup=cutoff` needs it
     date_only: str = "midnight"  # midnight | never: with midnight, a time of 00:00:00 is a date without a time
+    max_lost_fraction: float = 0.5  # a larger share of a table's rows, or of the studies, lost to one cause is an error
     timezone: str | None = None  # zone to convert zoned times to, such as Europe/Berlin; None: zoned times are refused
 
     def __post_init__(self) -> None:
@@ -58,6 +59,9 @@ class EhrConfig:
         )  # fmt: skip
         require(
             _parses(date.fromisoformat, self.cutoff_date), "ehr.cutoff_date", self.cutoff_date, "must be YYYY-MM-DD"
+        )
+        require(
+            0 <= self.max_lost_fraction <= 1, "ehr.max_lost_fraction", self.max_lost_fraction, "must lie in [0, 1]"
         )
         require(_parses(ZoneInfo, self.timezone), "ehr.timezone", self.timezone, "must be a zone such as Europe/Berlin")
 
