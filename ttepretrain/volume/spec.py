@@ -8,7 +8,7 @@ from ttepretrain.config import require, require_choice
 from ttepretrain.volume.dicom.choice import DEFAULT_READING, MAX_GAP_MM, Reading, SeriesConfig
 
 # Part of every cache key. Raise it when the same input would give other voxels, other flags or a refusal.
-PREPROCESS_VERSION = 6
+PREPROCESS_VERSION = 7
 
 Window = tuple[float, float]  # centre, width in HU
 
