@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from ehr.schema import BIRTH, DEATH, EVENTS, METADATA
+from ehr.sources import sentinels
 from ehr.timeline import NEVER
 from ttepretrain.errors import BadDataError, ConfigError, IntegrityError
 
@@ -25,13 +25,6 @@ BATCH_ROWS = 1 << 20  # decoded at a time: 24 MB, whatever the size of file or r
 READ_BYTES = 1 << 20  # compressed bytes of a column held at a time
 
 
-def _us(time: datetime) -> int:
-    return (time - datetime(1970, 1, 1)) // timedelta(microseconds=1)
-
-
-_ALWAYS_PLACEHOLDER = _us(datetime(1900, 1, 1))  # this instant and everything before it
-_PLACEHOLDERS = _us(datetime(1970, 1, 1)), _us(datetime(2099, 12, 31))  # midnight exactly; a birth may lie there
-_TOO_LATE = _us(datetime(2300, 1, 1))  # no shifted calendar reaches it
 # a flipped byte can panic inside polars instead of raising
 UNREADABLE = (pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, UnicodeDecodeError)
 
@@ -108,11 +101,11 @@ class MedsSource:
         death = int(is_death.argmax()) if is_death.any() else -1
         counts = {"rows": len(time), "static": rows.column("time").null_count}
         all_coded = named.all() and code.min(initial=0) >= 0
-        if all_coded and not any_placeholder(time, _ALWAYS_PLACEHOLDER, _TOO_LATE, _PLACEHOLDERS):
+        if all_coded and not any_placeholder(time, sentinels.ALWAYS, sentinels.TOO_LATE, sentinels.MIDNIGHTS):
             return Batch(subject_id, time, code, codes, death, counts, codes.clear())
         named, birth = np.append(named, False), np.append(birth, False)  # the last one: null
         usable, uncoded, placeholders = usable_rows(
-            time, code, named, birth, _ALWAYS_PLACEHOLDER, _TOO_LATE, _PLACEHOLDERS
+            time, code, named, birth, sentinels.ALWAYS, sentinels.TOO_LATE, sentinels.MIDNIGHTS
         )
         counts |= {"null_codes": uncoded, "placeholder_dates": placeholders}
         dropped = codes.gather(code[~usable & named[code]])
