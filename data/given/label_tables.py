@@ -7,7 +7,7 @@ survival  study_id, phenotype, kind, event, time_days      days from the study t
 or        INSPECT's labels_*.tsv as it is (data/given/inspect_labels.py)
 
 A phenotype that a table names comes from the tables alone; its entry in the phenotype file still keeps its codes out of
-the tasks.
+the tasks. It is refused where none of its rows can be used, as codes would have answered.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from pathlib import Path
 import polars as pl
 
 from data.given.inspect_labels import read_inspect_labels
-from data.given.user_tables import read_table
+from data.given.user_tables import is_inspects, read_table
+from ehr.losses import judge_loss
 from ehr.phenotype_file import NAME
 from ehr.schema import PHENOTYPES
 from ehr.sources.columns import finite_numbers, texts, truth
+from ehr.sources.id_forms import how_ids_differ
 from ttepretrain.errors import ConfigError
 from ttepretrain.log import log
 
@@ -31,12 +33,20 @@ COMMON = ("study_id", "phenotype", "kind")
 FEW = 0.01  # of INSPECT's answers may contradict each other; they are left out
 
 
-def read_label_tables(paths: Sequence[Path], declared: Mapping[str, str]) -> pl.DataFrame:
+def read_label_tables(
+    paths: Sequence[Path],
+    declared: Mapping[str, str],
+    studies: pl.DataFrame | None = None,
+    max_lost_fraction: float = 1.0,
+) -> pl.DataFrame:
     """Rows of all tables in the columns of schema.PHENOTYPES; `declared`: kind of each phenotype of the phenotype file.
 
-    Raises ConfigError naming table and column of what is wrong, IntegrityError for a damaged table.
+    studies: study_id and other columns of the study table, which each table must be about (None: of any study).
+    Raises ConfigError naming table and column of what is wrong, IntegrityError for a damaged table, BadDataError where
+    more than `max_lost_fraction` of a table's study_ids match no study.
     """
-    rows = pl.concat([pl.DataFrame(schema=PHENOTYPES), *(_read(path) for path in paths)]).unique(maintain_order=True)
+    tables = {path: _read(path) for path in paths}
+    rows = pl.concat([pl.DataFrame(schema=PHENOTYPES), *tables.values()]).unique(maintain_order=True)
     repeated = rows.select("study_id", "phenotype", "horizon_days").is_duplicated().sum()
     if repeated:
         raise ConfigError(f"ehr.label_tables: {repeated} rows disagree about a study, phenotype and horizon; keep one")
@@ -54,7 +64,50 @@ def read_label_tables(paths: Sequence[Path], declared: Mapping[str, str]) -> pl.
             f"ehr.label_tables: no codes are declared for {', '.join(names)}; codes of the same event may be among "
             "the tasks, list them under ehr.exclude"
         )
+    if studies is not None:
+        _refuse_empty(rows)
+        for path, table in tables.items():
+            _judge_ids(f"ehr.label_tables: {path.name}", table["study_id"], studies, max_lost_fraction)
+        _refuse_strangers(rows, studies["study_id"])
     return rows
+
+
+def _refuse_empty(rows: pl.DataFrame) -> None:
+    """A phenotype that no row answers would take the place of its codes and say nothing."""
+    answered = pl.col("label").is_not_null() | pl.col("event").is_not_null()
+    empty = rows.group_by("phenotype").agg(answered.any().alias("answered")).filter(~pl.col("answered"))
+    if len(empty):
+        names = ", ".join(empty["phenotype"].sort())
+        raise ConfigError(f"ehr.label_tables: every label of {names} is empty or censored; fill some, or leave it out")
+
+
+def _judge_ids(key: str, ids: pl.Series, studies: pl.DataFrame, max_lost_fraction: float) -> None:
+    """Compare the smaller of the two sets of ids with the larger: each may be about a part of the other."""
+    theirs, ours = ids.unique(), studies["study_id"].unique()
+    both, most = int(theirs.is_in(ours.implode()).sum()), min(len(theirs), len(ours))
+    if both == most:
+        return
+    others = {name: studies[name] for name in ("subject_id", "image", "series_uid") if name in studies.columns}
+    unmatched = theirs.filter(~theirs.is_in(ours.implode()))
+    how = how_ids_differ(unmatched, ours, others)
+    if not both:
+        raise ConfigError(
+            f"{key}: none of its {len(theirs)} study_ids is among the {len(ours)} of input.studies: {how}; write the "
+            "ids as the study table does"
+        )
+    judge_loss(
+        f"study_ids that {key} and input.studies could share are in one of the two alone",
+        most - both, most, f"the tables must write ids alike ({how})", max_lost_fraction,
+    )  # fmt: skip
+
+
+def _refuse_strangers(rows: pl.DataFrame, study_ids: pl.Series) -> None:
+    known = rows.filter(pl.col("study_id").is_in(study_ids.implode()))["phenotype"]
+    if strangers := sorted(set(rows["phenotype"]) - set(known)):
+        raise ConfigError(
+            f"ehr.label_tables: no row of {', '.join(strangers)} is about a study of input.studies; correct its "
+            "study_ids, or leave it out"
+        )
 
 
 def _contradictory(rows: pl.DataFrame) -> pl.DataFrame:
@@ -106,18 +159,27 @@ def with_label_tables(
     """Rows of phenotypes.parquet (`own` from codes, `given` instead where they name the phenotype), and counts.
 
     study_ids: all studies. labelled_ids: those with follow-up; the others keep their diagnoses.
-    Left out and counted: studies not among them, times inside the blackout.
+    Left out and counted: studies not among them, times inside the blackout. Raises ConfigError for a phenotype that
+    loses all its rows.
     """
-    asked = pl.when(kind="diagnosis").then(pl.col("study_id").is_in(study_ids.implode()))
-    known = given.filter(asked.otherwise(pl.col("study_id").is_in(labelled_ids.implode())))
+    of_studies = given.filter(pl.col("study_id").is_in(study_ids.implode()))
+    known = of_studies.filter((pl.col("kind") == "diagnosis") | pl.col("study_id").is_in(labelled_ids.implode()))
     usable = known.filter((pl.col("time_days") > blackout_days).fill_null(True))
     named = given["phenotype"].unique()
+    if lost := sorted(set(named) - set(usable["phenotype"])):
+        raise ConfigError(
+            f"ehr.label_tables: no row of {', '.join(lost)} can be used: they are about studies without follow-up, or "
+            f"end within ehr.blackout_days = {blackout_days:g}; correct the table, or leave it out"
+        )
+    answered = usable.filter(pl.col("label").is_not_null() | pl.col("event").is_not_null())["phenotype"]
     replaced = own.filter(pl.col("phenotype").is_in(named.implode()))["phenotype"].unique()
     counts = {
         "rows": len(given),
-        "unlabelled_study": len(given) - len(known),
+        "unknown_study": len(given) - len(of_studies),
+        "unlabelled_study": len(of_studies) - len(known),
         "in_blackout": len(known) - len(usable),
         "used": len(usable),
+        "without_answer": sorted(set(usable["phenotype"]) - set(answered)),
         "instead_of_codes": sorted(replaced),
     }
     kept = own.filter(~pl.col("phenotype").is_in(named.implode()))
@@ -127,7 +189,7 @@ def with_label_tables(
 def _read(path: Path) -> pl.DataFrame:
     """Rows of one file, in the columns of schema.PHENOTYPES."""
     key = f"ehr.label_tables: {path.name}"
-    if path.suffix != ".tsv":
+    if not is_inspects(path, "ehr.label_tables"):
         return _rows(read_table(path, "ehr.label_tables"), key)
     rows = pl.concat([_rows(table, key) for table in read_inspect_labels(path, key)])
     wrong = _contradictory(rows)
@@ -147,12 +209,20 @@ def _rows(table: pl.DataFrame, key: str) -> pl.DataFrame:
     if missing or not (survival or binary):
         raise ConfigError(
             f"{key}: columns {', '.join(COMMON)} are needed, and either label (with horizon_days) or event and "
-            f"time_days; the table has {', '.join(table.columns)}"
+            f"time_days; the table has {', '.join(table.columns)}{_other_key(table.columns)}"
         )
     names = [_filled(table, name, key) for name in COMMON]
     if not names[2].is_in(["prognosis", "diagnosis"]).all():
         raise ConfigError(f"{key}: column kind must be prognosis or diagnosis")
     return pl.DataFrame(names).with_columns(**(_survival if survival else _binary)(table, names[2], key))[[*PHENOTYPES]]
+
+
+def _other_key(columns: list[str]) -> str:
+    """What to do with a table by another key than the study."""
+    other = [name for name in ("subject_id", "patient_id", "image") if name in columns]
+    if "study_id" in columns or not other:
+        return ""
+    return f". A table by {other[0]} does not say which study it means: join it to the study table first"
 
 
 def _binary(table: pl.DataFrame, kind: pl.Series, key: str) -> dict[str, pl.Series | pl.Expr]:

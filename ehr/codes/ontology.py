@@ -5,7 +5,7 @@ closure(c) = c and its transitive parents. Held as pair tables, so that all code
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import polars as pl
@@ -26,6 +26,7 @@ class Ontology:
     descriptions: pl.DataFrame  # code, description: unique codes
     icd: int = 0  # codes whose parent is ICD's own
     icd_without_parent: int = 0  # ICD codes that nothing lies above: categories, procedures, and unknown spellings
+    named: pl.Series = field(default_factory=lambda: pl.Series("code", [], pl.String))  # all codes of the tables
 
 
 def read_ontology(ehr_folder: Path, ontology_folder: Path | None, codes: pl.Series) -> Ontology:
@@ -47,7 +48,7 @@ def with_icd(ontology: Ontology, codes: pl.Series) -> Ontology:
     own = own.join(ontology.parents, on="code", how="anti")
     parents = pl.concat([ontology.parents, own]).sort("code", "parent")
     alone = codes.filter(codes.str.contains(r"(?i)^(DIAGNOSIS//)?ICD") & ~codes.is_in(parents["code"].implode()))
-    return Ontology(parents, ontology.descriptions, own["code"].n_unique(), alone.n_unique())
+    return replace(ontology, parents=parents, icd=own["code"].n_unique(), icd_without_parent=alone.n_unique())
 
 
 def from_metadata(metadata: pl.DataFrame) -> Ontology:
@@ -55,7 +56,8 @@ def from_metadata(metadata: pl.DataFrame) -> Ontology:
     pairs = metadata.select("code", parent="parent_codes").explode("parent")
     pairs = pairs.filter((pl.col("parent") != "") & (pl.col("parent") != pl.col("code")))
     descriptions = metadata.drop_nulls("description").group_by("code").agg(pl.col("description").min())
-    return Ontology(pairs.unique().sort("code", "parent"), descriptions.sort("code"))
+    parents, named = pairs.unique().sort("code", "parent"), metadata["code"].unique()
+    return Ontology(parents, descriptions.sort("code"), named=named)
 
 
 def closure(codes: pl.Series, parents: pl.DataFrame) -> tuple[pl.DataFrame, int]:

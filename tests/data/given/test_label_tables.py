@@ -5,7 +5,7 @@ import pytest
 
 from data.given.label_tables import read_label_tables, with_label_tables
 from ehr.schema import PHENOTYPES
-from ttepretrain.errors import ConfigError
+from ttepretrain.errors import BadDataError, ConfigError
 
 BINARY = "study_id,phenotype,kind,label,horizon_days\n"
 SURVIVAL = "study_id,phenotype,kind,event,time_days\n"
@@ -133,7 +133,7 @@ def test_a_diagnosis_needs_no_labels_and_a_prognosis_does(read):
     table, counts = with_label_tables(OWN, given, pl.Series(["a", "y"]), pl.Series(["a"]), 1.0)
     assert table.filter(phenotype="pe")["study_id"].to_list() == ["a", "y"]
     assert table.filter(phenotype="edema")["study_id"].to_list() == ["a"]
-    assert (counts["unlabelled_study"], counts["used"]) == (3, 3)
+    assert (counts["unknown_study"], counts["unlabelled_study"], counts["used"]) == (2, 1, 3)
 
 
 def test_a_table_that_is_not_there_is_named(tmp_path):
@@ -168,7 +168,8 @@ def test_a_named_phenotype_comes_from_the_tables_alone(read):
         ("a", "stroke", None, None), ("a", "edema", 365.0, True), ("b", "edema", 365.0, False)
     ]  # fmt: skip
     assert counts == {
-        "rows": 3, "unlabelled_study": 1, "in_blackout": 0, "used": 2, "instead_of_codes": ["edema"]
+        "rows": 3, "unknown_study": 0, "unlabelled_study": 1, "in_blackout": 0, "used": 2, "without_answer": [],
+        "instead_of_codes": ["edema"],
     }  # fmt: skip
 
 
@@ -185,3 +186,107 @@ def test_without_tables_nothing_changes():
     table, counts = with_label_tables(OWN, pl.DataFrame(schema=PHENOTYPES), pl.Series(["a"]), pl.Series(["a"]), 1.0)
     assert table.equals(OWN)
     assert counts["rows"] == 0
+
+
+STUDIES = pl.DataFrame(
+    {
+        "study_id": [f"CT{n:04d}" for n in range(1, 9)],
+        "subject_id": range(101, 109),
+        "image": [f"a/CT{n:04d}.nii.gz" for n in range(1, 9)],
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("ct{:04d}", "the ids differ by letter case"),
+        ("CT{}", "by a prefix, or by zeros before the last number"),
+        ("{}", "by a prefix, or by zeros before the last number"),
+        ("CT-{:04d}", "by blanks, hyphens or other signs inside"),
+        (" CT{:04d}", "by blanks around them"),
+        ("ct/CT{:04d}.nii.gz", "by folders or file endings"),
+        ("a/CT{:04d}.nii.gz", "the ids there are values of column image here"),
+        ("10{}", "the ids there are values of column subject_id here"),
+        ("7{:07d}", "the ids there are 8 digits, here text of 6 characters"),
+    ],
+)
+def test_a_table_about_no_study_is_refused_and_says_how_the_ids_differ(tmp_path, name, how):
+    """It would put its phenotypes in the place of the codes, and answer nothing."""
+    rows = "".join(f"{name.format(n)},edema,prognosis,true,30\n" for n in range(1, 9))
+    (tmp_path / "labels.csv").write_text(BINARY + rows)
+    with pytest.raises(ConfigError, match=r"labels\.csv: none of its 8 study_ids is among the 8 of") as raised:
+        read_label_tables([tmp_path / "labels.csv"], {"edema": "prognosis"}, STUDIES, 0.5)
+    assert how in str(raised.value)
+
+
+def test_ids_stored_as_decimals_differ_by_their_ending(tmp_path):
+    (tmp_path / "labels.csv").write_text(BINARY + "7.0,edema,prognosis,true,30\n")
+    studies = pl.DataFrame({"study_id": ["7", "8"]})
+    with pytest.raises(ConfigError, match=r"by a `\.0` at the end of numbers"):
+        read_label_tables([tmp_path / "labels.csv"], {}, studies, 0.5)
+    (tmp_path / "labels.csv").write_text(BINARY + "007,edema,prognosis,true,30\n")
+    with pytest.raises(ConfigError, match="by leading zeros"):
+        read_label_tables([tmp_path / "labels.csv"], {}, studies, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("matching", "most_lost", "outcome"), [(3, 0.5, "error"), (3, 0.7, "warns"), (6, 0.5, "warns")]
+)
+def test_a_table_that_misses_many_studies_warns_or_stops(tmp_path, caplog, matching, most_lost, outcome):
+    ids = [f"CT{n:04d}" if n <= matching else f"ct{n:04d}" for n in range(1, 9)]
+    (tmp_path / "labels.csv").write_text(BINARY + "".join(f"{i},edema,prognosis,true,30\n" for i in ids))
+    paths, text = [tmp_path / "labels.csv"], f"{8 - matching} of 8 study_ids that ehr.label_tables: labels.csv and"
+    if outcome == "error":
+        with pytest.raises(BadDataError, match=f"{text}.*letter case.*raise ehr.max_lost_fraction"):
+            read_label_tables(paths, {}, STUDIES, most_lost)
+    else:
+        assert len(read_label_tables(paths, {}, STUDIES, most_lost)) == 8
+        assert text in caplog.text
+
+
+def test_a_table_of_the_whole_archive_and_one_of_few_studies_lose_nothing(tmp_path, caplog):
+    path = tmp_path / "labels.csv"
+    for last in (2, 900):
+        rows = "".join(f"CT{n:04d},edema,prognosis,{n % 2},30\n" for n in range(1, last))
+        path.write_text(BINARY + rows)
+        read_label_tables([path], {"edema": "prognosis"}, STUDIES, 0.0)
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("CT0001,e,prognosis,true,30\nX,f,prognosis,true,30\n", "no row of f is about a study of input.studies"),
+        (
+            "CT0001,e,prognosis,true,30\nCT0001,f,diagnosis,,\nCT0002,f,diagnosis,censored,\n",
+            "every label of f is empty",
+        ),
+    ],
+)
+def test_a_phenotype_without_an_answer_is_refused_before_it_replaces_its_codes(tmp_path, rows, message):
+    (tmp_path / "labels.csv").write_text(BINARY + rows)
+    with pytest.raises(ConfigError, match=message):
+        read_label_tables([tmp_path / "labels.csv"], {}, STUDIES, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "labelled"), [("a,edema,prognosis,true,1\n", "a"), ("b,edema,prognosis,true,9\n", "a")]
+)
+def test_a_phenotype_that_loses_every_row_is_refused(read, rows, labelled):
+    """All in the blackout; all of studies without follow-up. The codes had answered."""
+    given = read(SURVIVAL + rows, edema="prognosis")
+    with pytest.raises(ConfigError, match="no row of edema can be used"):
+        with_label_tables(OWN, given, pl.Series(["a", "b"]), pl.Series([labelled]), 1.0)
+
+
+def test_a_phenotype_that_is_censored_for_all_labelled_studies_is_named(read):
+    given = read(BINARY + "a,edema,prognosis,,30\nb,edema,prognosis,true,30\n", edema="prognosis")
+    _, counts = with_label_tables(OWN, given, pl.Series(["a", "b"]), pl.Series(["a"]), 1.0)
+    assert (counts["used"], counts["without_answer"]) == (1, ["edema"])
+
+
+@pytest.mark.parametrize("column", ["subject_id", "patient_id", "image"])
+def test_a_table_by_another_key_is_told_to_be_joined_first(read, column):
+    with pytest.raises(ConfigError, match=f"A table by {column} does not say which study it means: join it"):
+        read(f"{column},phenotype,kind,label,horizon_days\n1,edema,prognosis,true,30\n")
