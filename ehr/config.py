@@ -27,14 +27,17 @@ class EhrConfig:
     death_before_horizon: str = "negative"  # negative | censored: label when death comes before the horizon
     followup: str = "last_event"  # last_event | death | observation_period | cutoff: what ends follow-up
     cutoff_date: str | None = None  # YYYY-MM-DD, last day of follow-up; `ehr.followup=cutoff` needs it
-    date_only: str = "midnight"  # midnight | never: with midnight, a time of 00:00:00 is a date without a time
+    # midnight | day_end | never: which times are dates without a time: 00:00:00; that, 23:59:00 and 23:59:59; none
+    date_only: str = "midnight"
+    omop_inpatient: list[int] | None = None  # OMOP: visit concepts that are stays, besides inpatient ones
+    period_end: str = "stated"  # stated | last_event: observation periods as their table says, or to the last event
     max_lost_fraction: float = 0.5  # a larger share of a table's rows, or of the studies, lost to one cause is an error
     timezone: str | None = None  # zone to convert zoned times to, such as Europe/Berlin; None: zoned times are refused
 
     def __post_init__(self) -> None:
         require_choice("ehr.recurrence", self.recurrence, ("all", "incident"))
         require_choice("ehr.followup", self.followup, ("last_event", "death", "observation_period", "cutoff"))
-        require_choice("ehr.date_only", self.date_only, ("midnight", "never"))
+        require_choice("ehr.date_only", self.date_only, ("midnight", "day_end", "never"))
         require_choice("ehr.death_before_horizon", self.death_before_horizon, ("negative", "censored"))
         require(self.blackout_days >= 0, "ehr.blackout_days", self.blackout_days, "must not be negative")
         require(self.num_tasks >= 1, "ehr.num_tasks", self.num_tasks, "must be at least 1")
@@ -63,6 +66,11 @@ class EhrConfig:
         require(
             0 <= self.max_lost_fraction <= 1, "ehr.max_lost_fraction", self.max_lost_fraction, "must lie in [0, 1]"
         )
+        require_choice("ehr.period_end", self.period_end, ("stated", "last_event"))
+        require(
+            all(isinstance(concept, int) and concept > 0 for concept in self.omop_inpatient or []),
+            "ehr.omop_inpatient", self.omop_inpatient, "must be concept ids, such as [9203, 581385]",
+        )  # fmt: skip
         require(_parses(ZoneInfo, self.timezone), "ehr.timezone", self.timezone, "must be a zone such as Europe/Berlin")
 
 

@@ -12,9 +12,10 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -22,11 +23,21 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from ehr.codes.athena import concept_codes
-from ehr.schema import ADMISSION, DAY_US, DISCHARGE, EVENTS, METADATA, PERIODS, PERIODS_FILE
+from ehr.codes.athena import concept_codes, within
+from ehr.schema import DEATH, EVENTS, METADATA, PERIODS, PERIODS_FILE
 from ehr.sources.omop import ROWS, TABLES, Clock, rows_of
+from ehr.sources.stays import (
+    INPATIENT,
+    VISITS,
+    Admitted,
+    end_of,
+    long_visits,
+    named_visits,
+    runs,
+    split_visits,
+)  # fmt: skip
 from ehr.sources.tables import Tables, batches
-from ttepretrain.errors import BadDataError, ConfigError, declared_full_disk
+from ttepretrain.errors import BadDataError, declared_full_disk
 
 MAX_SHARDS, MAX_KEY_PARTS = 160, 32  # a worker holds that many files open
 BYTES_PER_SHARD = {".parquet": 16 << 20, ".csv": 128 << 20, ".gz": 16 << 20}  # about a million rows
@@ -48,13 +59,22 @@ class Conversion:
         return self.destination / "scratch" / table
 
 
+@dataclass(frozen=True)
+class Findings:
+    """What the first pass over the tables found out for the second. Plain data: travels to workers."""
+
+    concepts: pl.DataFrame  # concept, code, description
+    admitted: Admitted
+
+
 def convert_omop(
-    tables: Tables, vocabularies: list[Tables], destination: Path, clock: Clock, map_shards: Callable
-) -> dict:
+    tables: Tables, vocabularies: list[Tables], destination: Path, clock: Clock, map_shards: Callable,
+    inpatient: Sequence[int] = (),
+) -> dict:  # fmt: skip
     """Write the MEDS data set into an empty folder; returns the counts of what was kept, repaired and dropped.
 
-    vocabularies: where the concept table is looked for, first one first. Raises ConfigError, BadDataError (nothing
-    usable), IntegrityError or ResourceError (full disk).
+    vocabularies: where the concept table is looked for, first one first. inpatient: further visit concepts that are
+    hospital stays. Raises ConfigError, BadDataError (nothing usable), IntegrityError or ResourceError (full disk).
     """
     job = Conversion(tables, destination, _num_shards(tables), clock)
     items = _items(tables)
@@ -62,27 +82,39 @@ def convert_omop(
         job.scratch(name).mkdir(parents=True)
     split = map_shards(partial(split_files, job=job), items)
     counts: dict[str, Counter[str]] = {name: Counter() for name, _, _ in items}
-    for (name, _, _), (part, _) in zip(items, split):
+    used: dict[str, list[pl.Series]] = {name: [] for name in ("", *VISITS)}
+    for (name, _, _), (part, concepts, _) in zip(items, split):
         counts[name].update(part)
-    _refuse_unreadable(counts)
-    used = pl.concat([pl.Series(concepts, dtype=pl.Int64) for _, concepts in split]).unique()
-    concepts = concept_codes(vocabularies, used)
+        used[name if name in VISITS else ""].append(pl.Series(concepts, dtype=pl.Int64))
+    none = pl.Series(dtype=pl.Int64)
+    of_visits = pl.concat([none, *(part for name in VISITS for part in used[name])])
+    concepts = concept_codes(vocabularies, pl.concat([of_visits, *used[""]]).unique())
+    latest = max((latest for _, _, latest in split if latest is not None), default=None)
+    inside = within(vocabularies, of_visits, (*INPATIENT, *inpatient))
+    admitted = Admitted(inside, tuple(inpatient), concepts["concept"], latest, clock.date_only)
+    findings = Findings(concepts, admitted)
 
     (destination / "data").mkdir()
     (destination / "metadata").mkdir()
-    joined = map_shards(partial(join_shard, job=job, concepts=concepts), list(range(job.num_shards)))
-    for part, _, _ in joined:
+    joined = map_shards(partial(join_shard, job=job, findings=findings), list(range(job.num_shards)))
+    for part, *_ in joined:
         for name in part:
             counts[name].update(part[name])
     shutil.rmtree(destination / "scratch")
     with declared_full_disk(destination, MEDS_FILES):
-        _write_metadata(job, pl.concat([codes for _, codes, _ in joined]), concepts)
+        _write_metadata(job, pl.concat([codes for _, codes, *_ in joined]), concepts)
         if "observation_period" in tables.files:
-            periods = pl.concat([periods for _, _, periods in joined]).sort("subject_id", "start")
+            periods = pl.concat([periods for _, _, periods, *_ in joined]).sort("subject_id", "start")
             periods.write_parquet(destination / PERIODS_FILE)
     if not sum(count["events"] for count in counts.values()):
         raise BadDataError("input.ehr: the OMOP tables hold no usable record; are persons and concepts there?")
-    return {"ignored_files": tables.ignored, **_versions(tables), "tables": {n: dict(c) for n, c in counts.items()}}
+    return {
+        "ignored_files": tables.ignored,
+        **_versions(tables),
+        "undated_deaths": sum(undated for *_, undated in joined),
+        "long_visits": named_visits(pl.concat([long for *_, long, _ in joined]), concepts),
+        "tables": {n: dict(c) for n, c in counts.items()},
+    }
 
 
 def _num_shards(tables: Tables) -> int:
@@ -102,10 +134,11 @@ def _items(tables: Tables) -> list[tuple[str, int, tuple[str, ...]]]:
     return items
 
 
-def split_files(item: tuple[str, int, tuple[str, ...]], job: Conversion) -> tuple[dict, np.ndarray]:
-    """Counts and concept ids of some files of one table; their rows go to the shards of their subjects."""
+def split_files(item: tuple[str, int, tuple[str, ...]], job: Conversion) -> tuple[dict, np.ndarray, datetime | None]:
+    """Counts, concept ids and last start of some files of one table; their rows go to the shards of their subjects."""
     name, number, files = item
     table, counts, concepts = TABLES[name], Counter(rows=0, header_rows=0), pl.Series(dtype=pl.Int64)
+    latest: datetime | None = None
     with declared_full_disk(job.destination, MEDS_FILES), ExitStack() as stack:
         writers = {}
 
@@ -121,11 +154,14 @@ def split_files(item: tuple[str, int, tuple[str, ...]], job: Conversion) -> tupl
                 rows, odd = rows_of(table, frame, job.clock)
                 counts.update({"rows": len(frame), "header_rows": headers, **odd})
                 concepts = pl.concat([concepts, rows["concept"], rows["source"]]).unique()
+                if name not in ("person", "observation_period"):
+                    starts = [time for time in (latest, rows["time"].max()) if isinstance(time, datetime)]
+                    latest = max(starts, default=None)
                 for shard, part in _parts(rows, "subject_id", job.num_shards):
                     append("row", shard, part)
                 for shard, part in _parts(rows.select("key").drop_nulls(), "key", min(job.num_shards, MAX_KEY_PARTS)):
                     append("key", shard, part)
-    return dict(counts), concepts.drop_nulls().to_numpy()
+    return dict(counts), concepts.drop_nulls().to_numpy(), latest
 
 
 def _parts(rows: pl.DataFrame, column: str, num_parts: int) -> Iterator[tuple[int, pl.DataFrame]]:
@@ -136,37 +172,47 @@ def _parts(rows: pl.DataFrame, column: str, num_parts: int) -> Iterator[tuple[in
         yield int(number), part
 
 
-def join_shard(shard: int, job: Conversion, concepts: pl.DataFrame) -> tuple[dict, pl.DataFrame, pl.DataFrame]:
-    """Counts per table, codes and observation periods of one shard; its events go to data/<shard>.parquet.
-
-    concepts: concept, code, description.
+def join_shard(
+    shard: int, job: Conversion, findings: Findings
+) -> tuple[dict, pl.DataFrame, pl.DataFrame, pl.DataFrame, int]:
+    """Counts per table, codes and observation periods of one shard; its long visits that are no stays (LONG_VISITS)
+    and its subjects who died at an unknown time. Its events go to data/<shard>.parquet.
     """
     persons = _read(job, "person", "row", shard, ROWS)["subject_id"].drop_nulls().unique()
-    counts, events, periods = {}, [], pl.DataFrame(schema=PERIODS)
+    counts, kept = {}, {}
     for name in (name for name in TABLES if name in job.tables.files):
         rows = _read(job, name, "row", shard, ROWS)
         known = rows.filter(pl.col("subject_id").is_in(persons.implode()))
         keyed = pl.col("key").is_not_null()
-        unique = pl.concat([known.filter(~keyed), known.filter(keyed).unique()])
+        kept[name] = pl.concat([known.filter(~keyed), known.filter(keyed).unique()])
         keys = _read(job, name, "key", shard, pl.Schema({"key": pl.UInt64}))
         counts[name] = {
             "no_person": len(rows) - len(known),
-            "repeated_rows": len(known) - len(unique),
+            "repeated_rows": len(known) - len(kept[name]),
             "repeated_keys": len(keys) - keys.n_unique(),
         }
-        if name == "observation_period":
-            periods = merged(unique.select("subject_id", start="time", end="end"))
-            counts[name] |= {"events": 0, "periods": len(periods)}
-        else:
-            coded, odd = _coded(unique, concepts)
-            if name == "visit_occurrence":
-                coded, odd["joined_stays"] = _with_discharges(coded, job.clock)
-            counts[name] |= odd | {"events": len(coded)}
-            events.append(coded.select(pl.col(name).cast(dtype) for name, dtype in _MEDS.items()))
-    table = pl.concat(events).sort("subject_id", "time", "code", "numeric_value", nulls_last=False).rechunk()
+    periods = kept.pop("observation_period", None)
+    visits = {name: kept.pop(name) for name in VISITS if name in kept}
+    stays, others, of_visits = split_visits(visits, findings.admitted)
+    for name in visits:
+        counts[name] |= of_visits[name]
+    if "visit_occurrence" in visits:
+        kept["visit_occurrence"] = others
+    parts = []
+    for name, rows in kept.items():
+        coded, odd = _coded(rows, findings.concepts)
+        counts[name] |= odd | {"events": len(coded) + counts[name].get("events", 0)}
+        parts.append(coded)
+    dated, undated = _deaths(pl.concat([pl.DataFrame(schema=ROWS), *parts, stays]))
+    table = dated.select(pl.col(name).cast(dtype) for name, dtype in _MEDS.items())
+    table = table.sort("subject_id", "time", "code", "numeric_value", nulls_last=False).rechunk()
     with declared_full_disk(job.destination, MEDS_FILES):
         table.write_parquet(job.destination / "data" / f"{shard}.parquet")
-    return counts, table.select(pl.col("code").unique()), periods
+    observed = pl.DataFrame(schema=PERIODS)
+    if periods is not None:
+        observed = merged(_with_ends(periods, table, job.clock))
+        counts["observation_period"] |= {"events": 0, "periods": len(observed)}
+    return counts, table.select(pl.col("code").unique()), observed, long_visits(others, stays), undated
 
 
 def _read(job: Conversion, table: str, kind: str, shard: int, schema: pl.Schema) -> pl.DataFrame:
@@ -196,42 +242,29 @@ def _coded(rows: pl.DataFrame, concepts: pl.DataFrame) -> tuple[pl.DataFrame, di
     return coded.select(list(ROWS)), counts | {"with_source": len(both)}
 
 
-def _with_discharges(coded: pl.DataFrame, clock: Clock) -> tuple[pl.DataFrame, int]:
-    """Stays that overlap or touch become one, which gets its discharge; and how many stays went into another.
-
-    A stay that ends on a date lasts until the end of that day, as it does around a scan.
-    """
-    stay = pl.col("code") == ADMISSION
-    is_date = pl.lit(clock.date_only == "midnight") & (pl.col("end") == pl.col("end").dt.truncate("1d"))
-    last = pl.col("end") + pl.duration(microseconds=is_date.cast(pl.Int64) * (DAY_US - 1))
-    stays = coded.filter(stay).with_columns(last=last).sort("subject_id", "time", "last")
-    joined = stays.group_by(_runs("time", "last").alias("run")).agg(
-        pl.col(*ROWS).exclude("end").first(), pl.col("end").sort_by("last").last()
-    )
-    leaving = joined.with_columns(code=pl.lit(DISCHARGE), time="end")
-    parts = (coded.filter(~stay), joined, leaving)
-    return pl.concat(part.select(list(ROWS)) for part in parts), len(stays) - len(joined)
+def _deaths(events: pl.DataFrame) -> tuple[pl.DataFrame, int]:
+    """Without the undated deaths of those who have a dated one; and how many subjects have undated ones alone."""
+    undated = pl.col("time").is_null() & (pl.col("code") == DEATH)
+    known = events.filter(pl.col("time").is_not_null() & (pl.col("code") == DEATH))["subject_id"]
+    events = events.filter(~(undated & pl.col("subject_id").is_in(known.implode())))
+    return events, events.filter(undated)["subject_id"].n_unique()
 
 
-def _runs(start: str, end: str) -> pl.Expr:
-    """Number of the run of overlapping or touching intervals; rows sorted by subject_id and start."""
-    before = pl.col(end).cum_max().shift(1).over("subject_id")
-    return (pl.col(start) > before).fill_null(True).cum_sum()
+def _with_ends(periods: pl.DataFrame, events: pl.DataFrame, clock: Clock) -> pl.DataFrame:
+    """Periods (subject_id, start, end); those without an end last until the subject's last record."""
+    last = events.group_by("subject_id").agg(last=end_of("time", clock.date_only).max())
+    periods = periods.join(last, on="subject_id", how="left", maintain_order="left")
+    periods = periods.select("subject_id", start="time", end=pl.coalesce("end", "last"))
+    return periods.filter(pl.col("end") > pl.col("start"))
 
 
 def merged(periods: pl.DataFrame) -> pl.DataFrame:
     """Periods [start, end) of each subject (schema.PERIODS), those that overlap or touch as one."""
     periods = periods.sort("subject_id", "start", "end")
-    joined = periods.group_by("subject_id", _runs("start", "end").alias("run"), maintain_order=True).agg(
+    joined = periods.group_by("subject_id", runs("start", "end").alias("run"), maintain_order=True).agg(
         pl.col("start").min(), pl.col("end").max()
     )
     return joined.select(list(PERIODS))
-
-
-def _refuse_unreadable(counts: dict[str, Counter]) -> None:
-    for name, count in counts.items():
-        if count["unreadable_times"] > count["rows"] / 2:
-            raise ConfigError(f"input.ehr: most times of {name} are unreadable; write them as YYYY-MM-DD[ HH:MM:SS]")
 
 
 def _versions(tables: Tables) -> dict:

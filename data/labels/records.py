@@ -27,6 +27,7 @@ from ehr.codes.athena import pruned_vocabulary
 from ehr.codes.icd import icd_parents
 from ehr.config import EhrConfig
 from ehr.conversion import convert_omop
+from ehr.omop_losses import judge_conversion
 from ehr.phenotype_file import read_phenotypes
 from ehr.sources.meds import MedsSource, read_metadata
 from ehr.sources.nested import convert_nested, is_nested
@@ -65,12 +66,13 @@ def open_records(
     meds, stamps = ehr, {}
     if tables is not None:
         meds = folder / MEDS
-        clock = Clock(config.timezone, config.date_only)
+        clock, inpatient = Clock(config.timezone, config.date_only), sorted(set(config.omop_inpatient or []))
         stamps["omop"] = _converted(
             folder,
-            inputs | dataclasses.asdict(clock),
-            lambda destination: convert_omop(tables, vocabularies, destination, clock, map_shards),
+            inputs | dataclasses.asdict(clock) | {"inpatient": inpatient},
+            lambda destination: convert_omop(tables, vocabularies, destination, clock, map_shards, inpatient),
         )
+        judge_conversion(stamps["omop"]["counts"], config.max_lost_fraction)
         _refuse_bare_dates(stamps["omop"]["counts"], config)
     elif is_nested(ehr):
         meds, nested = folder / MEDS, ehr.absolute()
@@ -139,11 +141,11 @@ def _pruned(
     stamp = read_stamp(folder, STAMPS["ontology"], inputs)
     if stamp is not None:
         return stamp
-    seen = map_shards(source.codes, source.shards())
-    codes = pl.concat([*seen, pl.Series("code", referred, pl.String), _listed_parents(source.folder)]).unique()
+    seen = pl.concat([pl.Series("code", [], pl.String), *map_shards(source.codes, source.shards())]).unique()
+    codes = pl.concat([seen, pl.Series("code", referred, pl.String), _listed_parents(source.folder)]).unique()
     # a code that no table knows may still lie below one that they do
     codes = pl.concat([codes, icd_parents(codes)["parent"].alias("code")]).unique()
-    metadata, counts = pruned_vocabulary(vocabularies, codes)
+    metadata, counts = pruned_vocabulary(vocabularies, codes, seen)
     (folder / CODES).parent.mkdir(parents=True, exist_ok=True)
     write_parquet(metadata, folder / CODES)
     return write_stamp(folder, STAMPS["ontology"], inputs, [CODES], counts)

@@ -12,12 +12,14 @@ from collections.abc import Iterator
 
 import polars as pl
 
+from ehr.codes.spelling import folded, spelling_counts
 from ehr.schema import METADATA
 from ehr.sources.columns import whole_numbers
 from ehr.sources.tables import Tables, batches
 from ttepretrain.errors import ConfigError
 
 _PAIRS = pl.Schema({"child": pl.Int64, "parent": pl.Int64})
+_LEVELS = ("descendant_concept_id", "ancestor_concept_id", "min_levels_of_separation")
 _INVALID, _STANDARD = ("D", "U"), ("S", "C")
 
 
@@ -39,12 +41,43 @@ def concept_codes(vocabularies: list[Tables], concepts: pl.Series) -> pl.DataFra
     )
 
 
-def pruned_vocabulary(vocabularies: list[Tables], codes: pl.Series) -> tuple[pl.DataFrame, dict]:
-    """Metadata (schema.METADATA) of the codes and of everything above them, and counts of what the tables lack."""
-    known = pl.concat(
-        frame.select("concept", "standard", "invalid", wanted=pl.col("code").is_in(codes.implode()))
-        for frame in _concepts(vocabularies)
-    ).unique("concept", keep="first", maintain_order=True)
+def within(vocabularies: list[Tables], concepts: pl.Series, roots: tuple[int, ...]) -> pl.Series:
+    """Which of the concept ids are one of the roots, lie below one at any level, or map to one that does."""
+    top = pl.Series(roots, dtype=pl.Int64)
+    concepts = concepts.filter(concepts != 0).unique()
+    inside, levels = [top], False
+    if not concepts.is_in(top.implode()).all():
+        for frame, ids in _pairs(vocabularies, "concept_ancestor", _LEVELS):
+            levels |= len(frame) > 0
+            inside.append(ids.filter(pl.col("parent").is_in(top.implode()))["child"])
+    below = pl.concat(inside).unique().implode()
+    if concepts.is_in(below).all():
+        return concepts.sort()
+    relations, _ = _relations(vocabularies)
+    up = relations.filter(True if not levels else pl.col("relation") == "Maps to").select("child", "parent").unique()
+    reached = frontier = pl.DataFrame({"concept": concepts, "at": concepts})
+    while len(frontier):
+        step = frontier.join(up, left_on="at", right_on="child").select("concept", at="parent").unique()
+        frontier = step.join(reached, on=["concept", "at"], how="anti")
+        reached = pl.concat([reached, frontier])
+    return reached.filter(pl.col("at").is_in(below))["concept"].unique().sort()
+
+
+def pruned_vocabulary(
+    vocabularies: list[Tables], codes: pl.Series, of_data: pl.Series | None = None
+) -> tuple[pl.DataFrame, dict]:
+    """Metadata (schema.METADATA) of the codes and of everything above them, and counts of what the tables lack.
+
+    of_data: the codes that the data hold, whose spelling is compared with the tables'.
+    """
+    parts, alike = [], [pl.Series("code", [], pl.String)]
+    data = pl.Series("code", [], pl.String) if of_data is None else of_data.alias("code")
+    meant = data.to_frame().select(folded(pl.col("code"))).to_series().implode()
+    for frame in _concepts(vocabularies):
+        parts.append(frame.select("concept", "standard", "invalid", wanted=pl.col("code").is_in(codes.implode())))
+        if len(data):
+            alike.append(frame.filter(folded(pl.col("code")).is_in(meant))["code"])
+    known = pl.concat(parts).unique("concept", keep="first", maintain_order=True)
     pairs, counts = _direct_pairs(vocabularies, known)
     reached, above = _walk(known.filter("wanted")["concept"], pairs)
     named = concept_codes(vocabularies, reached)
@@ -61,6 +94,7 @@ def pruned_vocabulary(vocabularies: list[Tables], codes: pl.Series) -> tuple[pl.
         "codes": len(metadata),
         "pairs": len(above),
     }
+    counts |= {} if of_data is None else spelling_counts(data, pl.concat(alike))
     return metadata.select(list(METADATA)).sort("code"), counts
 
 
@@ -140,9 +174,8 @@ def _relations(vocabularies: list[Tables]) -> tuple[pl.DataFrame, int]:
 
 def _ancestors(vocabularies: list[Tables]) -> tuple[pl.DataFrame, bool]:
     """(child, parent) one level apart, and whether the table holds anything at all."""
-    columns = ("descendant_concept_id", "ancestor_concept_id", "min_levels_of_separation")
     parts, filled = [pl.DataFrame(schema=_PAIRS)], False
-    for frame, ids in _pairs(vocabularies, "concept_ancestor", columns):
+    for frame, ids in _pairs(vocabularies, "concept_ancestor", _LEVELS):
         filled |= len(frame) > 0
         level = whole_numbers(frame["min_levels_of_separation"], "concept_ancestor.min_levels_of_separation")
         parts.append(ids.filter(level == 1))
