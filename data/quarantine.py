@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from ttepretrain.errors import BadDataError, most_bad
 
+MOST_DETAILS = 3  # of one reason code, in the message
+
 
 @dataclass(frozen=True)
 class Quarantined:
@@ -31,11 +33,17 @@ class Quarantine:
         """Raises BadDataError with the counts by reason as soon as there are too many."""
         self.records += records
         if len(self.records) > self.limit:
-            codes = ", ".join(f"{code} {count}" for code, count in self.counts().items())
+            codes = ", ".join(f"{code} {count} ({self._details(code)})" for code, count in self.counts().items())
             raise BadDataError(
                 f"{len(self.records)} of {self.num_studies} studies are bad, at most {self.limit:g} may be: {codes}; "
                 "quarantine.parquet names them; correct the input or raise prepare.max_bad_fraction"
             )
+
+    def _details(self, code: str) -> str:
+        """The commonest details of a reason code."""
+        details = Counter(record.detail for record in self.records if record.code == code)
+        shown = "; ".join(f"{detail}: {count}" for detail, count in details.most_common(MOST_DETAILS))
+        return shown + (", ..." if len(details) > MOST_DETAILS else "")
 
     def counts(self) -> dict[str, int]:
         return dict(sorted(Counter(record.code for record in self.records).items()))

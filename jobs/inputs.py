@@ -54,10 +54,11 @@ def _path(given: str | None) -> Path | None:
 
 def read_inputs(config: RunConfig, inputs: Inputs) -> tuple[StudyTable, dict[str, int]]:
     """Studies with their splits, and how many subjects' splits came from which source."""
-    from data.given.study_table import read_studies
+    from data.given.study_table import read_studies, refuse_unusable
     from data.subjects.splits import assign_splits, read_splits
 
     table = read_studies(inputs.studies, config.ehr.date_only, config.ehr.timezone, config.input.keep_rsna)
+    refuse_unusable(table)
     own = inputs.ehr / "metadata" / "subject_splits.parquet" if inputs.ehr else None
     frame, origins = assign_splits(
         table.frame,

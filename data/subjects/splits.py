@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 from pathlib import Path
 
@@ -14,6 +15,12 @@ from ttepretrain.log import log
 from ttepretrain.splits import SPLITS
 
 SPLIT_NAMES = {"train": "train", "tuning": "tuning", "held_out": "held_out", "valid": "tuning", "test": "held_out"}
+KEYS = {
+    "table": "input.studies",
+    "input.splits": "input.splits",
+    "ehr": "input.ehr: metadata/subject_splits.parquet",
+}
+MOST_NAMES = 5  # more are values of another column, which may be ids
 HASH_SHARES = (0.7, 0.8)  # upper ends of train and tuning: 70/10/20
 
 
@@ -71,8 +78,19 @@ def hash_split(subject_id: int, seed: int) -> str:
     return SPLITS[sum(share >= end for end in HASH_SHARES)]
 
 
+def _meant(name: str) -> str:
+    near = difflib.get_close_matches(name.lower(), SPLIT_NAMES, n=1, cutoff=0.5)
+    return f" ({near[0]}?)" if near else ""
+
+
 def _canonical(splits: pl.DataFrame, source: str) -> pl.DataFrame:
-    unknown = sorted(set(splits["split"].unique()) - SPLIT_NAMES.keys())
-    if unknown:
-        raise ConfigError(f"{source}: unknown split {unknown[0]!r}; the names are {', '.join(SPLIT_NAMES)}")
+    unknown = splits.filter(~pl.col("split").is_in(list(SPLIT_NAMES)))
+    if len(unknown):
+        names = unknown["split"].value_counts(sort=True)["split"].to_list()
+        few = ", ".join(f"{name[:20]!r}{_meant(name)}" for name in names[:3])
+        which = f"the unknown split {few}" if len(names) <= MOST_NAMES else f"{len(names)} values that are no split"
+        raise ConfigError(
+            f"{KEYS[source]}: column split has {which} ({unknown['subject_id'].n_unique()} subjects); write one of "
+            f"{', '.join(SPLIT_NAMES)}, or leave it empty for a split by a hash of the subject"
+        )
     return splits.select("subject_id", pl.col("split").replace_strict(SPLIT_NAMES, return_dtype=pl.String)).unique()

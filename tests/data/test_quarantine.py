@@ -25,3 +25,10 @@ def test_counts_are_by_reason_and_in_the_order_of_their_names():
     quarantine = Quarantine(100, 0.01)
     quarantine.extend([*bad(3), Quarantined(None, "table", "BAD_ROW", "no study_id")])
     assert list(quarantine.counts().items()) == [("BAD_ROW", 1), ("CRC", 3)]
+
+
+def test_the_limit_says_why_the_studies_are_bad():
+    quarantine = Quarantine(13, 0.01)
+    rows = ["subject_id is empty or not a whole number"] * 9 + ["study_time is empty"] * 4
+    with pytest.raises(BadDataError, match=r"BAD_ROW 13 \(subject_id is empty or not a whole number: 9; study_time"):
+        quarantine.extend(Quarantined(None, "table", "BAD_ROW", detail) for detail in rows)

@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from data.given.study import Study
-from data.given.study_table import read_studies
+from data.given.study_table import read_studies, refuse_unusable
 from ttepretrain.errors import ConfigError, IntegrityError
 
 ROWS = {
@@ -104,7 +104,7 @@ def test_a_column_of_the_wrong_kind_is_a_configuration_error(tmp_path, changes, 
 @pytest.mark.parametrize(
     ("changes", "code", "detail"),
     [
-        ({"study_id": ["s2", None]}, "BAD_ROW", "no study_id"),
+        ({"study_id": ["s2", None]}, "BAD_ROW", "study_id is empty"),
         ({"study_id": ["s2", "s2"]}, "DUPLICATE_STUDY_ID", "several rows"),
         ({"subject_id": [20, None]}, "BAD_ROW", "subject_id"),
         ({"subject_id": ["20", "x10"]}, "BAD_ROW", "subject_id"),
@@ -134,3 +134,56 @@ def test_a_truncated_table_is_an_integrity_error(tmp_path):
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(IntegrityError, match=r"input\.studies.*damaged"):
         read(path)
+
+
+@pytest.mark.parametrize("time", ["0020-05-01", "1399-02-12", "2563-05-01", "1900-01-01", "1970-01-01", "9999-12-31"])
+def test_a_study_in_another_calendar_or_at_a_placeholder_date_is_refused(tmp_path, time):
+    """It would be followed for centuries, or never."""
+    table = read(write(tmp_path / "studies.csv", study_time=["2020-05-01", time]))
+    assert [(bad.code, bad.detail[:27]) for bad in table.refused] == [("BAD_ROW", "study_time is a placeholder")]
+
+
+def test_a_day_is_a_day_however_it_was_written(tmp_path):
+    path = write(tmp_path / "studies.parquet", study_time=["2020-05-01 23:59:00", "2020-05-02T23:59:59.5"])
+    frame = read(path, "day_end").frame
+    assert frame["study_time"].to_list() == [datetime(2020, 5, 2), datetime(2020, 5, 1)]
+    assert frame["date_only"].all()
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+def test_a_header_without_rows_is_said_to_be_one(tmp_path, suffix):
+    frame = pl.DataFrame(ROWS).clear()
+    path = tmp_path / f"studies{suffix}"
+    frame.write_parquet(path) if suffix == ".parquet" else frame.write_csv(path)
+    with pytest.raises(ConfigError, match="the table has a header and no rows"):
+        refuse_unusable(read(path))
+
+
+@pytest.mark.parametrize(
+    ("column", "cells", "message"),
+    [
+        (
+            "subject_id",
+            ["MRN-1", "MRN-2", "3"],
+            "column subject_id is empty or not a whole number in 2 of 3 rows; write",
+        ),
+        ("study_time", ["01.05.2020", "5/1/20", "2020-05-01"], "column study_time .* in 2 of 3 rows; write timestamps"),
+        (
+            "study_time",
+            ["1399-01-01", "", "2020-05-01"],
+            r"study_time is empty or .* in 1, is a placeholder.* in 1 of 3",
+        ),
+        ("study_id", [None, None, "a"], "column study_id is empty in 2 of 3 rows; give every study a name"),
+    ],
+)
+def test_a_column_that_spoils_most_rows_is_named_with_what_it_must_be(tmp_path, column, cells, message):
+    rows = {"study_id": ["a", "b", "c"], "subject_id": ["1", "2", "3"], "study_time": ["2020-05-01"] * 3}
+    pl.DataFrame(rows | {column: cells} | {"other": ["x", "y", "z"]}).write_csv(tmp_path / "studies.csv")
+    table = read(tmp_path / "studies.csv")
+    assert len(table.refused) == 2
+    with pytest.raises(ConfigError, match=message):
+        refuse_unusable(table)
+
+
+def test_a_column_that_spoils_half_of_the_rows_is_left_to_the_limit_of_refusals(tmp_path):
+    refuse_unusable(read(write(tmp_path / "studies.parquet", subject_id=["20", "x10"])))

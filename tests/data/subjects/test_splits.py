@@ -55,8 +55,24 @@ def test_valid_and_tuning_are_the_same_split():
 
 
 def test_an_unknown_split_name_is_a_configuration_error():
-    with pytest.raises(ConfigError, match="unknown split 'dev'; the names are train, tuning"):
+    with pytest.raises(
+        ConfigError, match=r"input\.studies: column split has .* 'dev' \(1 subjects\); write one of train"
+    ):
         assigned(studies(s1=["dev"]))
+    with pytest.raises(
+        ConfigError, match=r"^input\.splits: column split has .*'training' \(train\?\), 'val' \(valid\?\)"
+    ):
+        assigned(studies(s1=[None], s2=[None]), given=splits(s1="training", s2="val"))
+    with pytest.raises(ConfigError, match=r"^input\.ehr: metadata/subject_splits\.parquet: column split"):
+        assigned(studies(s1=[None]), ehr=splits(s1="Train"))
+
+
+def test_the_values_of_a_column_that_holds_no_splits_are_not_shown():
+    """They may be ids."""
+    table = studies(**{f"s{n}": [f"MRN{n}"] for n in range(9)})
+    with pytest.raises(ConfigError, match="column split has 9 values that are no split") as raised:
+        assigned(table)
+    assert "MRN" not in str(raised.value)
 
 
 def test_hashed_splits_depend_on_the_subject_alone_and_have_the_stated_shares():
