@@ -16,19 +16,21 @@ from ttepretrain.errors import ConfigError
 EXACT_FLOATS = 2**53
 EXACT_FLOATS_OF: dict[pl.DataType | type[pl.DataType], int] = {pl.Float32: 2**24}
 
-# Texts for nothing, in either letter case: R, pandas and SQL write them. Names are exempt: a study may be called "NA".
-NULLS = ("", "na", "nan", "nat", "null", "none", "\\n")
+# Texts for nothing, in either letter case: R, pandas, SQL and Excel write them. Names are exempt: a study may be called
+# "NA".
+NULLS = ("", "na", "nan", "nat", "null", "none", "\\n", "<na>", "n/a", "#n/a")
 TRUTH = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 UNKNOWN = ("censored", *NULLS)
 
 # What is wrong, after the name of the column.
 NO_IDS = "ids must be whole numbers"
-INEXACT_IDS = "holds cells that are not exact ids (text, fractions, large floats, beyond int64); write int64"
+INEXACT_IDS = "cells that are not exact ids"
 NO_ID = "is empty or not a whole number"  # of one row
 NO_TIMES = "write times as timestamps, dates or ISO text"
-NO_TIME = "is empty or not YYYY-MM-DD[ HH:MM[:SS[.f]]] without a zone"  # of one row
+NO_TIME = "is empty or not YYYY-MM-DD[ HH:MM[:SS[.f]]] (with an offset or UTC: set ehr.timezone)"  # of one row
 NO_LOCAL_ZONE = "set ehr.timezone to the local zone"
-ZONED_TEXT = "holds times with a zone as text; write them as local times"
+ZONED_TEXT = "holds times with a zone as text; set ehr.timezone to the local zone, or write local times"
+NAMED_ZONE = "holds times with the name of a zone as text; write an offset (+01:00), UTC or local times"
 NO_NUMBERS = "values are not finite numbers"
 NO_TRUTH = "values are none of true, false, 1, 0, censored or empty"
 NO_TEXT = "it must be text"
@@ -36,6 +38,8 @@ NO_TEXT = "it must be text"
 _DATE = r"^(?:[1-9]\d{3}|0[1-9]\d{2}|00[1-9]\d|000[1-9])-?\d{2}-?\d{2}$"  # there is no year 0
 _TIME = _DATE.replace("-?", "-")[:-1] + r"[T ]\d{2}:\d{2}(:[0-5]\d(\.\d+)?)?$"  # a leap second is no time here
 _ZONED = r"(?i)\d{2}:\d{2}.*(Z|[+-]\d{2}(:?\d{2})?|[A-Z]{3,4}|[A-Z]+/\w+\]?)$"  # Z, +01:00, UTC, Europe/Berlin
+# The name of a zone may follow an offset, which decides. At most 14 hours: there is no larger offset.
+_OFFSET = r"(?i)\s*(?:Z|UTC|GMT)?\s*([+-](?:0\d|1[0-4])(?::?[0-5]\d)?|Z|UTC|GMT)(?:\[[\w/+-]+\])?$"
 
 
 class Cells(NamedTuple):
@@ -46,8 +50,8 @@ class Cells(NamedTuple):
 class Moments(NamedTuple):
     time: pl.Series  # datetime[us] without a zone; null where there is nothing, and where it is unreadable
     bare: pl.Series  # bool: a date without a time of day
-    unreadable: pl.Series  # bool: text that is no time, or has a zone
-    zoned: pl.Series  # bool: text that has a zone
+    unreadable: pl.Series  # bool: text that is no time, or has a zone that it cannot be converted from
+    zoned: pl.Series  # bool: text of such a zone
 
 
 def whole_cells(column: pl.Series, where: str) -> Cells:
@@ -78,19 +82,33 @@ def whole_numbers(column: pl.Series, where: str) -> pl.Series:
     """Int64, null where there is nothing. ConfigError for a cell that is unreadable, and as `whole_cells`."""
     value, unreadable = whole_cells(column, where)
     if unreadable.any():
-        raise ConfigError(f"{where} {INEXACT_IDS}")
+        raise ConfigError(f"{where} holds {unreadable.sum()} {INEXACT_IDS} ({_not_ids(column.filter(unreadable))})")
     return value
+
+
+def _not_ids(cells: pl.Series) -> str:
+    """What unreadable ids are, without showing them."""
+    number = _plain(cells).cast(pl.String).str.strip_chars().cast(pl.Float64, strict=False)
+    fraction = (number != number.floor()) & number.is_finite()
+    kinds = {
+        "text that is no number": number.is_null(),
+        "fractions": fraction,
+        "infinite": number.is_infinite(),
+        "floats from 2^53 on, in scientific notation or beyond int64": number.is_finite() & ~fraction,
+    }
+    return ", ".join(f"{kind}: {which.sum()}" for kind, which in kinds.items() if which.any()) + "; write int64"
 
 
 def moment_cells(column: pl.Series, where: str, timezone: str | None) -> Moments:
     """Times of dates, timestamps (finer ones are cut to microseconds) or ISO text.
 
-    Timestamps of a zone become local. ConfigError where that needs `timezone`, and for a type that holds no times.
+    Timestamps of a zone become local, and so does text with an offset or UTC. ConfigError where timestamps need
+    `timezone` for that, and for a type that holds no times.
     """
     column = _plain(column)
     dtype, no = column.dtype, pl.repeat(False, len(column), eager=True)
     if dtype == pl.String:
-        return _from_text(column)
+        return _from_text(column, timezone)
     if isinstance(dtype, pl.Datetime):
         if dtype.time_zone is not None:
             if timezone is None:
@@ -103,14 +121,32 @@ def moment_cells(column: pl.Series, where: str, timezone: str | None) -> Moments
 
 
 def moments(column: pl.Series, where: str, timezone: str | None) -> Moments:
-    """As `moment_cells`; ConfigError for text with a zone too."""
+    """As `moment_cells`; ConfigError for text with a zone that it cannot be converted from."""
     found = moment_cells(column, where, timezone)
     if found.zoned.any():
-        raise ConfigError(f"{where} {ZONED_TEXT}")
+        raise ConfigError(f"{where} {ZONED_TEXT if timezone is None else NAMED_ZONE}")
     return found
 
 
-def _from_text(column: pl.Series) -> Moments:
+def _from_text(column: pl.Series, timezone: str | None) -> Moments:
+    read = _without_zone(column)
+    if not read.zoned.any() or timezone is None:
+        return read
+    text = column.set(~read.zoned, None).str.strip_chars()
+    offset = text.str.extract(_OFFSET)
+    local = _without_zone(text.set(offset.is_null(), None).str.replace(_OFFSET, ""))
+    hours, minutes = (offset.str.extract(part).cast(pl.Int64) for part in (r"^[+-](\d{2})", r"(\d{2})$"))
+    minutes = minutes.set((offset.str.len_bytes() < 4).fill_null(False), 0)  # Z, UTC, +01
+    ahead = (hours * 60 + minutes).fill_null(0) * pl.select(
+        pl.when(offset.str.starts_with("-")).then(-1).otherwise(1)
+    ).to_series()
+    utc = pl.select(local.time - pl.duration(minutes=ahead)).to_series().dt.replace_time_zone("UTC")
+    known = utc.is_not_null() & ~local.bare
+    time = read.time.zip_with(~known, utc.dt.convert_time_zone(timezone).dt.replace_time_zone(None))
+    return Moments(time, read.bare, read.unreadable & ~known, read.zoned & offset.is_null())
+
+
+def _without_zone(column: pl.Series) -> Moments:
     text = column.str.strip_chars()
     bare = text.str.contains(_DATE).fill_null(False)
     day = text.str.replace_all("-", "").str.to_date("%Y%m%d", strict=False).cast(pl.Datetime("us"))

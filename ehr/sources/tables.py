@@ -1,38 +1,61 @@
 """Tables of an OMOP CDM extract or an Athena export: found by name, read in batches of rows with bounded memory.
 
 person.parquet   PERSON.csv.gz   person/part-0.parquet   conceptAncestor.csv   (either letter case, _ or not)
+person_1.csv     person-00001-of-00004.parquet     drug_exposure_2019.parquet  (parts)
+2b_concept.csv   cdm_person.csv.gz                 (a prefix, where no other file has the name)
 
-Left alone and counted: what macOS adds to archives (`._*`, `__MACOSX`). Rows that repeat the header are dropped.
+Not read, but named: other files that resemble a table. Left alone and counted: what macOS adds to archives (`._*`,
+`__MACOSX`). Rows that repeat the header are dropped.
 """
 
 from __future__ import annotations
 
-import csv
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import polars as pl
 import pyarrow as pa
-import pyarrow.csv as arrow_csv
 import pyarrow.parquet as parquet
 
+from ehr.sources.delimited import cut_short, listed, read_delimited, read_header, refuse_twins, what_it_is
 from ttepretrain.errors import ConfigError, IntegrityError
+from ttepretrain.log import log
 
 EVENT_TABLES = (
     "visit_occurrence", "condition_occurrence", "drug_exposure", "procedure_occurrence", "measurement", "observation",
     "device_exposure", "death",
 )  # fmt: skip
 VOCABULARY_TABLES = ("concept", "concept_relationship", "concept_ancestor")
-_NAMES = ("person", *EVENT_TABLES, "observation_period", "cdm_source", *VOCABULARY_TABLES)
-_BY_PLAIN_NAME = {name.replace("_", ""): name for name in _NAMES}
+_NAMES = ("person", *EVENT_TABLES, "visit_detail", "observation_period", "cdm_source", *VOCABULARY_TABLES)
+# Of OMOP too, and not read: their names hold those of others.
+_OTHERS = (
+    "concept_class", "concept_synonym", "concept_set", "source_to_concept_map", "cause_of_death", "person_ext",
+    "condition_occurrence_ext", "drug_exposure_ext", "procedure_occurrence_ext", "measurement_ext", "observation_ext",
+    "device_exposure_ext", "visit_occurrence_ext", "visit_detail_ext", "death_ext",
+)  # fmt: skip
+_BY_PLAIN_NAME = {name.replace("_", ""): name for name in (*_NAMES, *_OTHERS)}
 
-_EXTENSIONS = (".parquet", ".csv", ".csv.gz")
+_PARQUET, _PACKED = ".parquet", ("", ".gz", ".bz2", ".zst")
+_EXTENSIONS = (_PARQUET, *(kind + packed for kind in (".csv", ".tsv") for packed in _PACKED))
+# Of data that we do not read; other files (README.md, person.sql) are none.
+_DATA = (
+    ".txt", ".dat", ".psv", ".pq", ".parq", ".zip", ".gz", ".bz2", ".zst", ".zstd", ".xz", ".lz4", ".7z", ".tar",
+    ".tgz", ".xls", ".xlsx", ".orc", ".avro", ".arrow", ".feather", ".json", ".jsonl", ".ndjson", ".sas7bdat", ".xpt",
+    ".rds", ".rdata", ".dta", ".bak", ".old", ".part", ".crdownload", ".db", ".duckdb", ".sqlite", *_EXTENSIONS,
+)  # fmt: skip
+_WORD = r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+"
+_PART = ("part", "chunk", "shard", "split", "batch", "file", "of", "p")
+_CODECS = ("snappy", "gz", "gzip", "zstd", "lz4", "brotli", "c000")
+_NOT_THE_TABLE = ("old", "backup", "bak", "copy", "tmp", "temp", "sample", "test", "deleted", "removed", "archive")
+
 # Unquoted, in names and descriptions too, so fewer than columns.NULLS: a LOINC answer is called "None".
 _NULLS = ["", "NA", "NULL", "\\N"]
 _BATCH_ROWS = 250_000
-_BLOCK_BYTES = 4 << 20
-_UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError, csv.Error)
+_MOST_NAMED = 20
 
 
 @dataclass(frozen=True)
@@ -42,6 +65,24 @@ class Tables:
     folder: Path
     files: dict[str, tuple[str, ...]]  # OMOP name -> file names relative to the folder, ascending
     ignored: int  # files that an archiver of macOS left
+    unread: tuple[str, ...] = ()  # other data files, or folders, that resemble a table, relative to the folder
+
+    def warn_unread(self, key: str) -> None:
+        if self.unread:
+            more = len(self.unread) - _MOST_NAMED
+            log.warning(
+                f"{key}: not read, though named like an OMOP table: {', '.join(self.unread[:_MOST_NAMED])}"
+                + (f" and {more} more" if more > 0 else "")
+                + "; put parts of a table into a folder of its name, and move away what is none"
+            )
+
+
+class _Name(NamedTuple):
+    """A file's name, taken apart: <before>_<table>_<numbers>."""
+
+    table: str
+    before: tuple[str, ...]
+    numbers: tuple[str, ...] | None  # none: other words stand behind
 
 
 def find_tables(folder: Path) -> Tables:
@@ -50,29 +91,104 @@ def find_tables(folder: Path) -> Tables:
     Raises ConfigError when one table is there twice.
     """
     junk = sum(_is_junk(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    root, found = folder, _tables_at(folder)
+    root, (found, unread) = folder, _tables_at(folder)
     while not found:
         inner = [path for path in root.iterdir() if path.is_dir() and not _is_junk(Path(path.name))]
         if len(inner) != 1:
             break
         root = inner[0]
-        found = _tables_at(root)
+        found, unread = _tables_at(root)
     files = {name: tuple(str(path.relative_to(folder)) for path in paths) for name, paths in sorted(found.items())}
-    return Tables(folder, files, junk)
+    return Tables(folder, files, junk, tuple(str(path.relative_to(folder)) for path in sorted(unread)))
 
 
-def _tables_at(root: Path) -> dict[str, list[Path]]:
-    found: dict[str, list[Path]] = {}
+def _tables_at(root: Path) -> tuple[dict[str, list[Path]], list[Path]]:
+    """Files of each table, and data files that resemble a table and are of none."""
+    exact: dict[str, list[Path]] = {}
+    prefixed: dict[str, dict[tuple[str, ...], list[Path]]] = {}
+    unread = []
     for path in sorted(root.iterdir()):
-        name = _BY_PLAIN_NAME.get(_without_extension(path.name).lower().replace("_", ""))
-        parts = sorted(part for part in path.rglob("*") if part.is_file()) if path.is_dir() else [path]
-        parts = [part for part in parts if _extension(part) and not _is_junk(part.relative_to(root))]
-        if name is None or not parts:
+        name = _taken_apart(path)
+        if name is None or _is_junk(Path(path.name)) or not _may_be_data(path):
             continue
-        if name in found:
-            raise ConfigError(f"table {name} is there twice ({found[name][0].name}, {path.name}); keep one of them")
-        found[name] = parts
-    return found
+        if name.numbers is None or set(name.before) & {*_NOT_THE_TABLE} or not (path.is_dir() or _extension(path)):
+            unread.append(path)
+        elif name.before:
+            prefixed.setdefault(name.table, {}).setdefault(name.before, []).append(path)
+        else:
+            exact.setdefault(name.table, []).append(path)
+    for table, groups in prefixed.items():
+        if table in exact or len(groups) > 1:
+            unread += [path for paths in groups.values() for path in paths]
+        else:
+            exact[table] = next(iter(groups.values()))
+    found = {}
+    for table, paths in exact.items():
+        _refuse_copies(table, paths)
+        found[table] = [part for path in paths for part in (_parts(path, unread) if path.is_dir() else [path])]
+    return {table: paths for table, paths in found.items() if paths}, unread
+
+
+def _taken_apart(path: Path) -> _Name | None:
+    """None: the name resembles that of no table we read."""
+    stem = path.name
+    if path.is_file():
+        while ending := next((end for end in _DATA if stem.lower().endswith(end)), None):
+            stem = stem[: -len(ending)]
+    words = [word.lower() for word in re.findall(_WORD, stem)]
+    while words and words[-1] in _CODECS:
+        words.pop()
+    runs = [(end - start, start, end) for start in range(len(words)) for end in range(start + 1, len(words) + 1)]
+    for _, start, end in sorted(runs, reverse=True):  # concept_ancestor before concept
+        table = _BY_PLAIN_NAME.get("".join(words[start:end]))
+        if table in _OTHERS:
+            return None
+        if table is not None:
+            behind = words[end:]
+            numbered = all(word.isdigit() or word in _PART for word in behind) and any(w.isdigit() for w in behind)
+            numbers = tuple(word for word in behind if word.isdigit()) if numbered or not behind else None
+            return _Name(table, tuple(words[:start]), numbers)
+    return None
+
+
+def _may_be_data(path: Path) -> bool:
+    if path.is_dir():
+        return any(file.is_file() and not _is_junk(file.relative_to(path.parent)) for file in path.rglob("*"))
+    return path.name.lower().endswith(_DATA)
+
+
+def _parts(folder: Path, unread: list[Path]) -> list[Path]:
+    """Data files of a table's folder; others are added to `unread`, but for what writers leave (_SUCCESS, .crc)."""
+    files = sorted(part for part in folder.rglob("*") if part.is_file() and not _is_junk(part.relative_to(folder)))
+    parts = [part for part in files if _extension(part)]
+    hidden = [part for part in files if part.name.startswith(("_", ".")) or part.suffix == ".crc"]
+    unread += [part for part in files if part not in parts and part not in hidden]
+    return [part for part in parts if part not in hidden]
+
+
+def _refuse_copies(table: str, paths: list[Path]) -> None:
+    """ConfigError unless the files are one, or numbered parts of one table."""
+    if len(paths) == 1:
+        return
+    numbers = [name.numbers or () for path in paths if (name := _taken_apart(path))]
+    names = f"{', '.join(path.name for path in paths[:3])}{', ...' if len(paths) > 3 else ''}"
+    whole = [path for path, number in zip(paths, numbers) if not number]
+    if whole or len(set(numbers)) < len(numbers):
+        raise ConfigError(
+            f"table {table} is there twice ({names}); keep one of them, or put its parts into a folder {table}/"
+        )
+    if all(_is_day(number[-1]) for number in numbers):
+        raise ConfigError(
+            f"table {table} is there under several dates ({names}): versions or parts? Keep the one that counts, or "
+            f"put the parts into a folder {table}/"
+        )
+
+
+def _is_day(digits: str) -> bool:
+    try:
+        return len(digits) == 8 and 1950 <= datetime.strptime(digits, "%Y%m%d").year <= 2100
+    except ValueError:
+        return False
 
 
 def _is_junk(relative: Path) -> bool:
@@ -83,32 +199,46 @@ def _extension(path: Path) -> str | None:
     return next((ending for ending in _EXTENSIONS if path.name.lower().endswith(ending)), None)
 
 
-def _without_extension(name: str) -> str:
-    return name[: -len(_extension(Path(name)) or "")] if _extension(Path(name)) else name
-
-
 def batches(
     folder: Path, name: str, columns: tuple[str, ...], required: tuple[str, ...] = ()
 ) -> Iterator[tuple[pl.DataFrame, int]]:
     """(rows, dropped header rows) of one file, in the given columns only; absent ones are null. csv cells are text.
 
-    Raises ConfigError for a missing required column, IntegrityError for bytes that cannot be decoded.
+    Raises ConfigError for a missing required column and for what is no such table, naming file and line;
+    IntegrityError for bytes that cannot be decoded.
     """
-    path = folder / name
-    read = _parquet_batches if _extension(path) == ".parquet" else _csv_batches
-    try:
-        for frame in read(path, columns):
-            names = {column.lower(): column for column in frame.columns}
-            for column in required:
-                if column not in names:
-                    raise ConfigError(f"{name}: no column {column}; it has {', '.join(sorted(names)) or 'none'}")
-            chosen = frame.select(pl.col(names[c]).alias(c) if c in names else pl.lit(None).alias(c) for c in columns)
-            rows = _without_headers(chosen)
-            yield rows, len(chosen) - len(rows)
-    except _UNREADABLE as error:
-        raise IntegrityError(
-            f"{name}: cannot be decoded ({type(error).__name__}); labels need every file, restore it"
-        ) from None
+    path, where = folder / name, str(folder / name)
+    if _extension(path) == _PARQUET:
+        all_names, frames = _open_parquet(path, where, columns)
+    else:
+        all_names = _csv_names(path, where)
+        frames = read_delimited(path, where, columns, _NULLS, literal_first=True)
+    _check_names(all_names, where, columns, required)
+    for frame in frames:
+        names = {column.lower(): column for column in frame.columns}
+        chosen = frame.select(pl.col(names[c]).alias(c) if c in names else pl.lit(None).alias(c) for c in columns)
+        rows = _without_headers(chosen)
+        yield rows, len(chosen) - len(rows)
+
+
+def check_header(folder: Path, name: str, columns: tuple[str, ...], required: tuple[str, ...] = ()) -> None:
+    """What `batches` says of a file's first bytes, without reading on."""
+    path, where = folder / name, str(folder / name)
+    if _extension(path) == _PARQUET:
+        names, _ = _open_parquet(path, where, columns)
+    else:
+        names = _csv_names(path, where)
+    _check_names(names, where, columns, required)
+
+
+def _check_names(names: list[str], where: str, columns: tuple[str, ...], required: tuple[str, ...]) -> None:
+    refuse_twins([name for name in names if name.lower() in columns], where)
+    if names and (missing := [name for name in required if name not in {name.lower() for name in names}]):
+        raise ConfigError(f"{where}: no column {', '.join(missing)}; it has {listed(names)}")
+
+
+def _csv_names(path: Path, where: str) -> list[str]:
+    return read_header(path, where).names
 
 
 def _without_headers(frame: pl.DataFrame) -> pl.DataFrame:
@@ -123,53 +253,32 @@ def _without_headers(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.filter(~header)
 
 
-def _parquet_batches(path: Path, columns: tuple[str, ...]) -> Iterator[pl.DataFrame]:
-    with parquet.ParquetFile(path, pre_buffer=False) as file:
-        names = file.schema_arrow.names
-        wanted = [name for name in names if name.lower() in columns]
-        for batch in file.iter_batches(_BATCH_ROWS, columns=wanted or None):
-            frame = pl.DataFrame(pl.from_arrow(batch))
-            if not wanted and batch.num_rows:  # the header is the first row: an "empty" table of a csv converter
-                first = frame.row(0)
-                if not any(isinstance(cell, str) and cell.lower() in columns for cell in first):
-                    raise ConfigError(f"{path.name}: none of the columns of this OMOP table; is it another table?")
-                names = [str(cell) for cell in first]
-                wanted = names
-            yield frame if frame.columns == wanted else frame.rename(dict(zip(frame.columns, names)))
-
-
-def _csv_batches(path: Path, columns: tuple[str, ...]) -> Iterator[pl.DataFrame]:
-    names, delimiter = _header(path)
-    wanted = [name for name in names if name.lower() in columns]
-    if not names:
-        return
-    quoted = delimiter != "\t"  # Athena's tab-separated files do not quote, and hold single quotation marks
-    with _opened(path) as stream:
-        reader = arrow_csv.open_csv(
-            stream,
-            arrow_csv.ReadOptions(block_size=_BLOCK_BYTES, use_threads=False),
-            arrow_csv.ParseOptions(delimiter=delimiter, quote_char='"' if quoted else False, newlines_in_values=quoted),
-            arrow_csv.ConvertOptions(
-                column_types=dict.fromkeys(names, pa.string()),
-                include_columns=wanted or names[:1],
-                null_values=_NULLS,
-                strings_can_be_null=True,
-                quoted_strings_can_be_null=False,
-            ),
+def _open_parquet(path: Path, where: str, columns: tuple[str, ...]) -> tuple[list[str], Iterator[pl.DataFrame]]:
+    """All column names, and batches of `columns`. The names may stand in the first row: a csv converter's "empty"
+    table."""
+    if problem := what_it_is(path):
+        raise ConfigError(f"{where} {problem}")
+    try:
+        with parquet.ParquetFile(path, pre_buffer=False) as file:
+            names = file.schema_arrow.names
+            if any(name.lower() in columns for name in names) or not file.metadata.num_rows or not names:
+                return names, _parquet_batches(path, where, [name for name in names if name.lower() in columns], None)
+            first = next(file.iter_batches(1)).to_pylist()[0].values() if len(set(names)) == len(names) else ()
+    except (pa.ArrowException, OSError) as error:
+        raise IntegrityError(f"{where}: {cut_short(error)}") from None
+    inner = [str(cell) for cell in first]
+    if not any(name.lower() in columns for name in inner):
+        raise ConfigError(
+            f"{where}: none of the columns of this OMOP table; is it another table? It has {listed(names)}"
         )
-        for batch in reader:
-            # quoted nulls are text, but a quoted nothing is nothing
-            yield pl.DataFrame(pl.from_arrow(batch)).with_columns(pl.when(pl.all() != "").then(pl.all()))
+    return inner, _parquet_batches(path, where, names, inner)
 
 
-def _opened(path: Path) -> pa.NativeFile:
-    # arrow's own "detect" takes PERSON.CSV.GZ for text
-    return pa.input_stream(str(path), compression="gzip" if path.suffix.lower() == ".gz" else None)
-
-
-def _header(path: Path) -> tuple[list[str], str]:
-    """Column names of the first line, and what separates them; none in a file of no bytes."""
-    with _opened(path) as stream:
-        line = stream.read(1 << 16).decode("utf-8-sig", errors="ignore").split("\n")[0].rstrip("\r")
-    delimiter = max("\t,;|", key=line.count)
-    return next(csv.reader([line], delimiter=delimiter), []), delimiter
+def _parquet_batches(path: Path, where: str, wanted: list[str], renamed: list[str] | None) -> Iterator[pl.DataFrame]:
+    try:
+        with parquet.ParquetFile(path, pre_buffer=False) as file:
+            for batch in file.iter_batches(_BATCH_ROWS, columns=wanted):
+                frame = pl.DataFrame(pl.from_arrow(batch))
+                yield frame.rename(dict(zip(wanted, renamed))) if renamed else frame
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise IntegrityError(f"{where}: {cut_short(error)}") from None

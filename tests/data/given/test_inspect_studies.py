@@ -10,7 +10,7 @@ import pytest
 from data.given.study_table import read_studies
 from data.subjects.splits import assign_splits
 from data.testing import load_module
-from ttepretrain.errors import ConfigError, IntegrityError, LeakageError
+from ttepretrain.errors import ConfigError, LeakageError
 
 release = load_module(Path(__file__).parents[1] / "inspect_release.py")
 MAPPING, SPLITS, CROSSWALK = release.MAPPING, release.SPLITS, release.CROSSWALK
@@ -103,10 +103,10 @@ def test_what_is_missing_is_named(inspect):
         studies(inspect)
 
 
-def test_a_cut_table_is_damaged(inspect):
+def test_a_row_with_other_cells_than_the_header_is_refused_by_line(inspect):
     text = (inspect / MAPPING).read_text()
     (inspect / MAPPING).write_text(text[: len(text) // 2] + "\ta\tb\tc\td\te\tf\tg\n" + text[len(text) // 2 :])
-    with pytest.raises(IntegrityError, match=f"{MAPPING} cannot be read"):
+    with pytest.raises(ConfigError, match=rf"{MAPPING}, line 102: 10 cells, but the header has 6; quote cells"):
         studies(inspect)
 
 
