@@ -370,7 +370,7 @@ def test_births_without_a_day_lie_in_the_middle_of_what_is_known(tmp_path):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"person_id": 2.0**53}, ConfigError, r"condition_occurrence\.person_id holds cells that are not exact ids"),
+        ({"person_id": 2.0**53}, ConfigError, r"condition_occurrence\.person_id holds 1 cells that are not exact ids"),
         ({"person_id": 1.5}, ConfigError, r"condition_occurrence\.person_id"),
         ({"condition_concept_id": "abc"}, ConfigError, r"condition_occurrence\.condition_concept_id"),
         ({"condition_start_date": "04/03/2015"}, ConfigError, "most times of condition_occurrence are unreadable"),
