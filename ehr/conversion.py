@@ -40,7 +40,8 @@ from ehr.sources.tables import Tables, batches
 from ttepretrain.errors import BadDataError, declared_full_disk
 
 MAX_SHARDS, MAX_KEY_PARTS = 160, 32  # a worker holds that many files open
-BYTES_PER_SHARD = {".parquet": 16 << 20, ".csv": 128 << 20, ".gz": 16 << 20}  # about a million rows
+BYTES_PER_SHARD = {".csv": 128 << 20, ".tsv": 128 << 20}  # about a million rows
+PACKED_BYTES_PER_SHARD = 16 << 20  # of parquet and compressed text
 MAX_ITEMS = 16  # per table
 MEDS_FILES = "the MEDS files that OMOP tables become"  # in messages
 _MEDS = EVENTS | {"numeric_value": pl.Float32}
@@ -110,6 +111,7 @@ def convert_omop(
         raise BadDataError("input.ehr: the OMOP tables hold no usable record; are persons and concepts there?")
     return {
         "ignored_files": tables.ignored,
+        "unread_files": len(tables.unread),
         **_versions(tables),
         "undated_deaths": sum(undated for *_, undated in joined),
         "long_visits": named_visits(pl.concat([long for *_, long, _ in joined]), concepts),
@@ -120,7 +122,7 @@ def convert_omop(
 def _num_shards(tables: Tables) -> int:
     """A function of the input alone, so that the bytes are too."""
     files = [tables.folder / name for table in TABLES for name in tables.files.get(table, ())]
-    share = sum(path.stat().st_size / BYTES_PER_SHARD[path.suffix.lower()] for path in files)
+    share = sum(path.stat().st_size / BYTES_PER_SHARD.get(path.suffix.lower(), PACKED_BYTES_PER_SHARD) for path in files)
     return min(MAX_SHARDS, 1 + int(share))
 
 
