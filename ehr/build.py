@@ -19,12 +19,13 @@ import polars as pl
 from ehr.choice.bins import EventTimes, bin_edges, train_event_times
 from ehr.choice.choice import all_patient_bits, excluded_codes, train_candidates
 from ehr.choice.frozen import frozen_choice, frozen_tasks
-from ehr.choice.referred import referred_codes
+from ehr.choice.referred import referred_codes, spelled_otherwise
 from ehr.choice.tasks import choose_tasks
 from ehr.codes.codes import CodeIndex, index_codes
 from ehr.codes.ontology import Ontology, read_ontology
+from ehr.codes.spelling import spelling_counts
 from ehr.config import EhrConfig
-from ehr.followup import fixed_end_us, outside, read_periods, with_period_end
+from ehr.followup import extract_end_us, fixed_end_us, outside, read_periods, with_period_end
 from ehr.labels import with_lists
 from ehr.passes.cells import Closure
 from ehr.passes.count import ShardCounts, count_shard
@@ -34,6 +35,7 @@ from ehr.passes.survey import Survey, file_groups, plan_shards, survey_files, su
 from ehr.phenotype_file import Phenotype, read_phenotypes, under
 from ehr.phenotypes import match_codes, phenotype_rows, rule_table
 from ehr.schema import ADMISSION, BIRTH, COVARIATES, DAY_US, DEATH, DISCHARGE, LABELS, PHENOTYPES, SEX
+from ehr.sources.id_forms import look
 from ehr.sources.meds import MedsSource
 from ehr.timeline import with_index
 from ttepretrain.errors import BadDataError
@@ -77,7 +79,8 @@ def build_labels(
         survey = _survey(source, studies, Path(folder), map_shards)
         ontology, index = _codes(Path(ehr_folder), ontology_folder, survey, referred_codes(phenotypes, config))
         codes_of, matched, unmatched = _phenotype_codes(phenotypes, index)
-        rules = _rules(Path(folder), index, rule_table(matched, codes_of), survey.latest_us, config)
+        extract_end = extract_end_us(survey.last_times, studies)
+        rules = _rules(Path(folder), index, rule_table(matched, codes_of), survey, extract_end, config)
         placed = studies.select("study", "subject_id", "index", "index_last", "period_end", "train")
         shards = plan_shards(survey.subjects, placed)
         counted = map_shards(partial(count_shard, rules=rules), shards)
@@ -101,13 +104,16 @@ def build_labels(
         phenotype_rows(outcome, matched).select(pl.col(name).cast(dtype) for name, dtype in PHENOTYPES.items()),
         event_times,
         {
-            "studies": _flow(studies, survey.subjects, labels) | {"subjects_without_study": len(survey.others)},
-            "events": _event_counts(survey, counted),
+            "studies": _flow(studies, survey, labels) | _odd(counted, "studies"),
+            "subjects": _odd(counted, "subjects") | {"after_extract": survey.subjects_after(rules.extract_end_us)},
+            "events": survey.counts | _odd(counted, "events") | {"placeholder_codes": _commonest(survey.placeholders)},
+            "cutoff_days_after_extract": (rules.extract_end_us - extract_end) // DAY_US,
             "codes": _code_counts(index, ontology),
             "tasks": task_counts,
             "exclude_unmatched": match_codes(config.exclude or [], index)[1],
             "phenotypes_without_rows": sorted(set(phenotypes) - set(matched)),
             "phenotypes_unmatched": unmatched,
+            "spelled_otherwise": spelled_otherwise(phenotypes, config, index),
             "shards": len(shards),
             "scratch_bytes": most_scratch,
         },
@@ -115,11 +121,19 @@ def build_labels(
 
 
 def _survey(source: MedsSource, studies: pl.DataFrame, scratch: Path, map_shards: MapShards) -> Survey:
+    if not len(studies):
+        raise BadDataError("no study to label; the study table has no usable row")
     subjects = studies.group_by("subject_id").agg(pl.col("train").any()).sort("subject_id")
-    look = partial(survey_files, source=source, subjects=subjects, scratch=scratch)
-    survey = surveyed(map_shards(look, file_groups(source)))
+    look_at = partial(survey_files, source=source, subjects=subjects, scratch=scratch)
+    survey = surveyed(map_shards(look_at, file_groups(source)))
     if not len(survey.subjects):
-        raise BadDataError("no study's subject is in the EHR; subject_id must mean the same in both tables")
+        ours, theirs = look(studies["subject_id"]), look(survey.last_times["subject_id"])
+        raise BadDataError(
+            "no study's subject is in the EHR; subject_id must mean the same in both: the ids of the studies are "
+            f"{ours}, those of the EHR {theirs}"
+        )
+    if not survey.last_times["last"].count():
+        raise BadDataError("no event of the EHR has a time; labels need to know when each event happened")
     return survey
 
 
@@ -149,19 +163,21 @@ def _refuse_nothing(labels: pl.DataFrame, chosen: pl.DataFrame, task_counts: dic
         raise BadDataError(f"no code can become a task ({task_counts}); lower ehr.min_events or ehr.min_patients")
 
 
-def _event_counts(survey: Survey, counted: list[ShardCounts]) -> dict:
-    odd = {key: sum(part.odd[key] for part in counted) for key in counted[0].odd}
-    return survey.counts | odd | {"placeholder_codes": _commonest(survey.placeholders)}
+def _odd(counted: list[ShardCounts], of: str) -> dict[str, int]:
+    return {key: sum(part.odd[of][key] for part in counted) for key in counted[0].odd[of]}
 
 
 def _code_counts(index: CodeIndex, ontology: Ontology) -> dict:
     known = {"all": len(index.names), "undescribed": index.undescribed, "cyclic": index.cyclic}
-    return known | {"icd_parents": ontology.icd, "icd_without_parent": ontology.icd_without_parent}
+    held = index.names.filter(pl.col("code").is_in(index.seen.implode()))["name"]
+    known |= {"icd_parents": ontology.icd, "icd_without_parent": ontology.icd_without_parent}
+    return known | {"in_tables": spelling_counts(held, ontology.named)}
 
 
 def _rules(
-    scratch: Path, index: CodeIndex, phenotypes: pl.DataFrame, latest_us: int | None, config: EhrConfig
+    scratch: Path, index: CodeIndex, phenotypes: pl.DataFrame, survey: Survey, extract_end: int, config: EhrConfig
 ) -> Rules:
+    fixed_end = fixed_end_us(config, survey.latest_us)
     return Rules(
         scratch=scratch,
         date_only=config.date_only,
@@ -173,7 +189,9 @@ def _rules(
         admissions=index.starting_with(ADMISSION),
         discharges=index.starting_with(DISCHARGE),
         blackout_us=round(config.blackout_days * DAY_US),
-        fixed_end_us=fixed_end_us(config, latest_us),
+        fixed_end_us=fixed_end,
+        # who gives a day says that the extract reaches it
+        extract_end_us=max(extract_end, fixed_end or 0) if config.followup == "cutoff" else extract_end,
         incident=config.recurrence == "incident",
         phenotypes=phenotypes,
     )
@@ -226,9 +244,9 @@ def _task_set(
     )
 
 
-def _flow(studies: pl.DataFrame, found: pl.DataFrame, labels: pl.DataFrame) -> dict:
+def _flow(studies: pl.DataFrame, survey: Survey, labels: pl.DataFrame) -> dict:
     """How many studies came in, left by which reason, and stay in which split."""
-    known = studies.join(found, on="subject_id", how="semi")
+    known = studies.join(survey.subjects, on="subject_id", how="semi")
     unobserved = known.filter(outside()).height
     return {
         "given": len(studies),
@@ -239,4 +257,5 @@ def _flow(studies: pl.DataFrame, found: pl.DataFrame, labels: pl.DataFrame) -> d
         "labelled": len(labels),
         "labelled_subjects": labels["subject_id"].n_unique(),
         **{f"labelled_{split}": count for split, count in sorted(labels["split"].value_counts().iter_rows())},
+        "subjects_without_study": len(survey.last_times) - survey.subjects["subject_id"].n_unique(),
     }

@@ -1,6 +1,7 @@
 """When each scan's follow-up ends, and the hospital stay the scan belongs to.
 
-C = min(death, rule). A bare date as an end means the end of that day. A row is kept iff C lies after t0 + blackout.
+C = min(death, rule, end of the extract). A bare date as an end means the end of that day. A row is kept iff C lies
+after t0 + blackout. What is dated after the extract's end is a mistake: no event, no death and no discharge.
 """
 
 from __future__ import annotations
@@ -9,12 +10,41 @@ from datetime import date, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from ehr.config import EhrConfig
 from ehr.schema import DAY_US, PERIODS_FILE
-from ehr.timeline import last_moment, side_of_scan
+from ehr.timeline import NEVER, last_moment, side_of_scan
 from ttepretrain.errors import ConfigError
+
+GAP_US = 10 * 365 * DAY_US  # longer than any hospital goes without a record
+FEW = 0.05  # of the subjects: days that mistaken dates lie on
+
+
+def extract_end_us(last_times: pl.DataFrame, studies: pl.DataFrame) -> int:
+    """End of the extract's last day (us).
+
+    That day is the last one with a record of any subject, unless ten years without any subject's last record lie below
+    the latest ones, which then are mistakes:
+
+        subjects' last records  ....:..:::.:::::::|--------- ten years and more ---------. .
+                                                  end     at most half of the subjects, on at most FEW days for each
+
+    and no scan of these subjects: where there is one, their dates were shifted, each by a time of its own.
+
+    last_times: subject_id, last (us; not null for all). studies: subject_id, index (us).
+    """
+    scans = studies.group_by("subject_id").agg(pl.col("index").max())
+    table = last_times.drop_nulls("last").join(scans, on="subject_id", how="left").sort("last")
+    last, scan = table["last"].to_numpy(), table["index"].fill_null(-NEVER).to_numpy()
+    days = last // DAY_US
+    for place in np.flatnonzero(np.diff(last) > GAP_US):
+        above = slice(place + 1, None)
+        few = len(np.unique(days[above])) <= FEW * len(last) and len(last[above]) <= len(last) / 2
+        if few and not (scan[above] > last[place]).any():
+            return int(days[place] + 1) * DAY_US
+    return int(days[-1] + 1) * DAY_US
 
 
 def fixed_end_us(config: EhrConfig, latest_us: int | None) -> int | None:
@@ -62,23 +92,39 @@ def outside() -> pl.Expr:
 
 
 def with_follow_up(
-    studies: pl.DataFrame, events: pl.DataFrame, death_code: int, fixed_end: int | None, blackout_us: int
+    studies: pl.DataFrame, deaths: pl.DataFrame, fixed_end: int | None, extract_end: int, blackout_us: int
 ) -> pl.DataFrame:
-    """Adds `censor` (us), `died` (death ended follow-up) and `followed` (C after t0 + blackout); drops `period_end`.
+    """Adds `censor` (us), `died` (death ended follow-up), `undated` (they died, nobody knows when), `capped` (the rule
+    would go on after the extract's end) and `followed` (C after t0 + blackout); drops `period_end`.
 
-    events: subject, code, start, end of timed events; the last one ends `last_event` follow-up.
+    studies: with `last` and `last_given`, the end of the subject's last event within the extract and of all (us; null
+    without one). deaths: of `first_deaths`. Who died at an unknown time is known to live until `last`, and no longer.
     """
-    per_subject = events.group_by("subject").agg(
-        last=pl.col("end").max(), death=pl.col("start").filter(pl.col("code") == death_code).min()
+    studies = studies.join(deaths.with_columns(dead=True), on="subject", how="left", maintain_order="left")
+    dead = pl.col("dead").fill_null(False)
+    undated = dead & pl.col("death").is_null()
+    rule, given = (
+        pl.coalesce("period_end", last) if fixed_end is None else pl.lit(fixed_end) for last in ("last", "last_given")
     )
-    studies = studies.join(per_subject, on="subject", how="left", maintain_order="left")
-    rule = pl.coalesce("period_end", "last") if fixed_end is None else pl.lit(fixed_end)
-    studies = studies.with_columns(censor=pl.min_horizontal("death", rule))  # nulls are skipped
+    known = pl.when(pl.col("last").is_not_null()).then(pl.min_horizontal("last", rule))
+    rule = pl.when(undated).then(known).otherwise(rule)
+    bound = pl.when(rule.is_not_null()).then(pl.lit(extract_end))
+    studies = studies.with_columns(
+        censor=pl.min_horizontal("death", rule, bound),  # nulls are skipped
+        undated=undated,
+        capped=~dead & (given > extract_end).fill_null(False),
+    )
     censor = pl.col("censor")
     followed = side_of_scan(censor, censor, pl.col("index"), pl.col("index_last"), blackout_us).after
     return studies.with_columns(
         died=(pl.col("death") == censor).fill_null(False), followed=followed.fill_null(False)
-    ).drop("last", "death", "period_end")
+    ).drop("dead", "death", "period_end")
+
+
+def first_deaths(marks: pl.DataFrame, death_code: int, extract_end: int) -> pl.DataFrame:
+    """subject, death (us) of all who died; null where no death has a date within the extract."""
+    within = pl.col("start").filter(pl.col("start") <= extract_end)
+    return marks.filter(pl.col("code") == death_code).group_by("subject").agg(death=within.min())
 
 
 def with_visit(
@@ -88,7 +134,8 @@ def with_visit(
 
     Own stay: the last admission at or before t0, up to its first discharge, if that is not before t0. An admission
     without a discharge before the next admission is no stay; a discharge dated that very day is one, and the stay
-    lasts until the day's end. Outside a stay the visit is t0's calendar day.
+    lasts until the day's end. Outside a stay the visit is t0's calendar day. events: of the extract's time alone, so
+    that a discharge on a stand-in date in the far future is none.
     """
     entry = events.filter(pl.col("code").is_in(admissions.implode())).select("subject", entry="start").unique()
     entry = entry.sort("entry").with_columns(next_entry=pl.col("entry").shift(-1).over("subject"))

@@ -48,12 +48,13 @@ def named_codes(patterns: list[str], index: CodeIndex) -> pl.Series:
     return pl.concat([codes, *(index.names.filter(hit)["code"] for hit in hits)]).unique().sort()
 
 
-def outcomes(events: pl.DataFrame, studies: pl.DataFrame, rules: pl.DataFrame) -> pl.DataFrame:
-    """One row per study and phenotype: study, phenotype, kind, event, competing, time_days.
+def outcomes(events: pl.DataFrame, studies: pl.DataFrame, rules: pl.DataFrame, death: int) -> pl.DataFrame:
+    """One row per study and phenotype: study, phenotype, kind, event, competing, unknown, time_days.
 
-    events: subject, code, start, end. studies: with index, censor, stay_last, died and followed; one without follow-up
-    has diagnoses alone.
+    events: subject, code, start, end. studies: with index, censor, stay_last, died, undated and followed; one without
+    follow-up has diagnoses alone.
     rules: one row per (phenotype, code) of `rule_table`. A study with history leaves the phenotypes that exclude it.
+    unknown: death is an event of the phenotype, and the subject died at an unknown time, so no answer is "no".
     """
     pairs = events.join(rules, on="code").join(studies, on="subject")
     after = side_of_scan(*map(pl.col, ("start", "end", "index", "index_last", "start_us"))).after
@@ -67,20 +68,22 @@ def outcomes(events: pl.DataFrame, studies: pl.DataFrame, rules: pl.DataFrame) -
         history=(~after & ~pl.col("after_stay")).any(),
         inside=inside.any(),
     )
-    grid = studies.select("study", "index", "censor", "died", "followed").join(
-        rules.select("phenotype", "kind", "incident").unique(), how="cross"
+    grid = studies.select("study", "index", "censor", "died", "undated", "followed").join(
+        rules.group_by("phenotype", "kind", "incident").agg(mortal=(pl.col("code") == death).any()), how="cross"
     )
     diagnosis = pl.col("kind") == "diagnosis"
     grid = grid.filter(diagnosis | pl.col("followed")).join(found, on=["study", "phenotype"], how="left")
     grid = grid.filter(~pl.col("incident") | ~pl.col("history").fill_null(False))
     event = pl.when(diagnosis).then(pl.col("inside").fill_null(False)).otherwise(pl.col("first").is_not_null())
+    unknown = pl.col("mortal") & pl.col("undated")
     days = in_units(pl.coalesce("first", "censor") - pl.col("index"))
     return grid.select(
         "study",
         "phenotype",
         "kind",
-        event=event,
+        event=pl.when(event | ~(diagnosis & unknown)).then(event),
         competing=~diagnosis & ~event & pl.col("died"),
+        unknown=unknown,
         time_days=pl.when(~diagnosis).then(days),
     )
 
@@ -124,6 +127,7 @@ def phenotype_rows(outcome: pl.DataFrame, phenotypes: dict[str, Phenotype]) -> p
     label = (
         pl.when(pl.col("kind") == "diagnosis").then(event)
         .when(event & (horizon.is_null() | (time <= horizon))).then(True)
+        .when("unknown").then(None)
         .when((time >= horizon) | died_free).then(False)
     )  # fmt: skip
     table = outcome.join(horizons, on="phenotype", maintain_order="left_right").with_columns(label=label)

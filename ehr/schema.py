@@ -11,6 +11,7 @@ DAY_US = 86_400_000_000
 
 BIRTH = "MEDS_BIRTH"
 DEATH = "MEDS_DEATH"
+QUALIFIED = f"{BIRTH}//", f"{DEATH}//"  # MEDS allows more behind the two codes: they mean the same
 ADMISSION = "HOSPITAL_ADMISSION"  # MEDS writes HOSPITAL_ADMISSION//kind//source
 DISCHARGE = "HOSPITAL_DISCHARGE"
 SEX = r"(?i)^(?:gender|sex)/{1,2}(m|f)(?:ale|emale)?$"
@@ -39,7 +40,7 @@ LABELS = pl.Schema(
 COVARIATES = pl.Schema(
     {
         "study_id": pl.String(),
-        "age_years": pl.Float64(),  # at t0, years of 365.25 days; null without a birth
+        "age_years": pl.Float64(),  # at t0, years of 365.25 days; null without one birth or outside [0, 120]
         "sex": pl.String(),  # M, F; null when absent or contradictory
         # ascending; closure of the codes at or before t0. All codes of the run in string order are the categories: 2 or
         # 4 bytes each, where strings would take 1 GB at 23,000 studies
@@ -52,7 +53,7 @@ PHENOTYPES = pl.Schema(
         "phenotype": pl.String(),
         "kind": pl.String(),  # prognosis | diagnosis
         "horizon_days": pl.Float64(),  # null: time to event
-        "label": pl.Boolean(),  # null: censored before the horizon
+        "label": pl.Boolean(),  # null: censored before the horizon; died at an unknown time
         "event": pl.Boolean(),  # at any time in follow-up, whatever the horizon
         "competing": pl.Boolean(),  # no event, and death ended follow-up
         "time_days": pl.Float64(),  # T or C, whatever the horizon; null for a diagnosis

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import polars as pl
 
-from ehr.followup import outside, with_follow_up, with_visit
+from ehr.followup import first_deaths, outside, with_follow_up, with_visit
 from ehr.passes.cells import Counts, Scans
-from ehr.passes.scratch import slices, write_stash
-from ehr.passes.shard import Rules, Shard, Timelines, timelines
+from ehr.passes.odd import BIRTHS_APART_US, OLDEST_YEARS, odd_events, odd_subjects
+from ehr.passes.scratch import write_stash
+from ehr.passes.shard import Rules, Shard, timelines
 from ehr.phenotypes import outcomes
 from ehr.schema import DAY_US
 from ehr.timeline import NEVER, in_units
@@ -25,7 +25,7 @@ class ShardCounts:
 
     of_codes: Counts
     followed_us: int  # from blackout to end of follow-up, all train studies together
-    odd: dict  # events after death and before birth, all subjects
+    odd: dict[str, dict[str, int]]  # of events, subjects, studies: what no true record can hold
     people: pl.DataFrame  # study, censor_days, age_years, sex of the followed studies
     outcomes: pl.DataFrame  # phenotypes.outcomes
 
@@ -39,9 +39,14 @@ def count_shard(shard: Shard, rules: Rules) -> ShardCounts:
 
     events, studies = timelines(shard, rules)
     marks = events.marks(rules.special)
-    timed = marks.drop_nulls("start")
+    timed = marks.filter(pl.col("start") <= rules.extract_end_us)  # null is not
     observed = ~studies.select(outside()).to_series()
-    studies = with_follow_up(studies, timed, rules.death, rules.fixed_end_us, rules.blackout_us)
+    studies = studies.with_columns(
+        pl.Series(name, us[studies["subject"].to_numpy()]).replace(-NEVER, None)
+        for name, us in (("last", events.last), ("last_given", events.very_last))
+    )
+    deaths = first_deaths(marks, rules.death, rules.extract_end_us)
+    studies = with_follow_up(studies, deaths, rules.fixed_end_us, rules.extract_end_us, rules.blackout_us)
     studies = with_visit(studies, timed, rules.admissions, rules.discharges)
     # before any event where there is no follow-up: the risk set is empty then
     studies = studies.with_columns(risk_last=pl.when("followed").then("censor").fill_null(-NEVER))
@@ -50,39 +55,48 @@ def count_shard(shard: Shard, rules: Rules) -> ShardCounts:
     write_stash(rules.scratch, shard.number, cells)
     followed = studies.filter("followed")
     at_risk = pl.col("censor") - pl.col("index") - rules.blackout_us
+    people = _people(marks, followed, rules)
+    odd = odd_events(events, marks, rules), odd_subjects(events, marks, rules), _odd_studies(studies, people)
     return ShardCounts(
         counts,
         followed.filter("train").select(at_risk.sum()).item(),
-        _odd_events(events, marks, rules),
-        _people(marks, followed, rules),
-        outcomes(timed, studies.filter(observed), rules.phenotypes),
+        dict(zip(("events", "subjects", "studies"), odd)),
+        people.drop("age_given"),
+        outcomes(timed, studies.filter(observed), rules.phenotypes, rules.death),
     )
 
 
 def _people(events: pl.DataFrame, studies: pl.DataFrame, rules: Rules) -> pl.DataFrame:
-    """study, censor_days, age_years, sex of the studies, in their order."""
-    birth = events.filter(pl.col("code") == rules.birth).group_by("subject").agg(birth=pl.col("start").min())
+    """study, censor_days, age_years, sex of the studies, in their order; age_given is the age that no person can have.
+
+    A subject whose births disagree has none.
+    """
+    birth = (
+        events.filter(pl.col("code") == rules.birth)
+        .group_by("subject")
+        .agg(
+            birth=pl.when(pl.col("start").max() - pl.col("start").min() <= BIRTHS_APART_US).then(pl.col("start").min())
+        )
+    )
     sex = events.join(rules.sexes, on="code").group_by("subject").agg(pl.col("sex").unique())
     sex = sex.filter(pl.col("sex").list.len() == 1).with_columns(pl.col("sex").list.first())
     table = studies.join(birth, on="subject", how="left", maintain_order="left")
     table = table.join(sex, on="subject", how="left", maintain_order="left")
     age = in_units(pl.col("index") - pl.col("birth"), 365.25 * DAY_US)
-    return table.select("study", censor_days=in_units(pl.col("censor") - pl.col("index")), age_years=age, sex="sex")
+    possible = age.is_between(0, OLDEST_YEARS)
+    return table.select(
+        "study",
+        censor_days=in_units(pl.col("censor") - pl.col("index")),
+        age_years=pl.when(possible).then(age),
+        sex="sex",
+        age_given=pl.when(~possible).then(age),
+    )
 
 
-def _odd_events(events: Timelines, marks: pl.DataFrame, rules: Rules) -> dict:
-    """Events after death (none becomes a label) and before birth (kept as they are)."""
-    death, birth = np.full(len(events.count), NEVER), np.full(len(events.count), -NEVER)
-    for earliest, number in ((death, rules.death), (birth, rules.birth)):
-        table = marks.filter(pl.col("code") == number).group_by("subject").agg(pl.col("start").min()).drop_nulls()
-        earliest[table["subject"].to_numpy()] = table["start"].to_numpy()
-    counts = {}
-    for name, odd, which in (
-        ("after_death", np.greater, events.last > death),
-        ("before_birth", np.less, np.minimum.reduceat(events.start, events.begin[:-1]) < birth),
-    ):
-        bound, count = (death if odd is np.greater else birth)[which], events.count[which]
-        moment = slices(events.begin[:-1][which], count)
-        start = events.start[moment]
-        counts[name] = int(events.size[moment][odd(start, np.repeat(bound, count)) & (start != NEVER)].sum())
-    return counts
+def _odd_studies(studies: pl.DataFrame, people: pl.DataFrame) -> dict[str, int]:
+    followed = studies.filter("followed")
+    return {
+        "capped": int(studies["capped"].sum()),
+        "impossible_age": people["age_given"].count(),
+        "undated_death": int(followed["undated"].sum()),
+    }

@@ -39,6 +39,7 @@ class Rules:
     discharges: pl.Series
     blackout_us: int
     fixed_end_us: int | None
+    extract_end_us: int  # end of the last day with records; those beyond it are mistakes
     incident: bool
     phenotypes: pl.DataFrame  # phenotypes.rule_table
 
@@ -61,6 +62,7 @@ class Timelines:
     end: np.ndarray
     size: np.ndarray  # int64 [M], events
     code: np.ndarray  # int32, of the events, moment by moment
+    until: int  # us, end of the extract
 
     @cached_property
     def count(self) -> np.ndarray:
@@ -77,9 +79,17 @@ class Timelines:
         return Events(self.begin, self.start, self.end, self.first, self.code)
 
     @cached_property
-    def last(self) -> np.ndarray:
+    def very_last(self) -> np.ndarray:
         """int64 [S] us: the end of each subject's last event; -NEVER without a timed one."""
-        return np.maximum.reduceat(np.where(self.end == NEVER, -NEVER, self.end), self.begin[:-1])
+        return self._latest(NEVER - 1)
+
+    @cached_property
+    def last(self) -> np.ndarray:
+        """The same of the events within the extract."""
+        return self.very_last if (self.very_last <= self.until).all() else self._latest(self.until)
+
+    def _latest(self, until: int) -> np.ndarray:
+        return np.maximum.reduceat(np.where(self.end > until, -NEVER, self.end), self.begin[:-1])
 
     def frame(self, chosen: np.ndarray) -> pl.DataFrame:
         """subject, code, start, end (null when static) of the chosen events."""
@@ -91,15 +101,10 @@ class Timelines:
         return frame.with_columns(pl.when(~static).then(name).alias(name) for name in ("start", "end"))
 
     def marks(self, special: np.ndarray) -> pl.DataFrame:
-        """`frame` of the events of special codes (bool [C]) and of each subject's last ones.
-
-        They are all that follow-up, visits, phenotypes and covariates look at.
-        """
+        """`frame` of the events of special codes (bool [C]): all that visits, phenotypes and covariates look at."""
         from ehr.passes.moments import looked_up  # a worker's
 
-        chosen, last = looked_up(special, self.code), np.flatnonzero(self.end == np.repeat(self.last, self.count))
-        chosen[slices(self.first[last], self.size[last])] = True
-        return self.frame(np.flatnonzero(chosen))
+        return self.frame(np.flatnonzero(looked_up(special, self.code)))
 
 
 def timelines(shard: Shard, rules: Rules) -> tuple[Timelines, pl.DataFrame]:
@@ -119,7 +124,8 @@ def timelines(shard: Shard, rules: Rules) -> tuple[Timelines, pl.DataFrame]:
     death = code[np.cumsum(size) - size] == rules.death
     start, end = intervals(time, death, rules.date_only)
     numbers = pl.Series("subject", np.searchsorted(ids, shard.studies["subject_id"].to_numpy()), pl.UInt32)
-    return Timelines(np.append(0, np.cumsum(count)), start, end, size, code), shard.studies.with_columns(numbers)
+    own_studies = shard.studies.with_columns(numbers)
+    return Timelines(np.append(0, np.cumsum(count)), start, end, size, code, rules.extract_end_us), own_studies
 
 
 def runs(values: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import polars as pl
@@ -31,11 +32,19 @@ class Survey:
     # subject_id, file, spool (numbers), first_moment, moments, begin, rows: where the wanted subjects' events are
     subjects: pl.DataFrame
     codes: pl.DataFrame  # code, train: codes of the wanted subjects; whether a train subject has it
-    latest_us: int | None  # latest time of the whole data set, all subjects
-    # rows, static, null_codes, placeholder_dates, repeated_rows, unsorted_files; of all files also split_subjects
+    last_times: pl.DataFrame  # subject_id, last (us; null without a timed event): of all subjects of the data set
+    # _COUNTS; of all files also split_subjects
     counts: dict
     placeholders: pl.DataFrame  # code, rows: dropped for their date
-    others: pl.Series  # subject_id without a study
+
+    @property
+    def latest_us(self) -> int | None:
+        """The latest time of the whole data set."""
+        return cast("int | None", self.last_times["last"].max())
+
+    def subjects_after(self, us: int) -> int:
+        """Subjects of the whole data set with an event after this time."""
+        return int((self.last_times["last"] > us).sum())
 
 
 @dataclass(frozen=True)
@@ -48,11 +57,14 @@ class _Look:
     moments: np.ndarray
     begin: np.ndarray  # the same of the events
     rows: np.ndarray
-    others: np.ndarray
+    everyone: np.ndarray  # subject_id, also of those without a study
+    last: np.ndarray  # us, latest time of each of them; -NEVER without one
     kind: np.ndarray  # uint8, of the batch's code strings: highest kind of subject that has it
-    latest: int  # us; -NEVER without a time
     backwards: bool  # a row lies before its predecessor
     repeated: int  # rows that are equal to their predecessor
+    undated: int  # deaths without a date
+    timed: int  # moments with a time
+    day_ends: int  # of them at 23:59:00 or in the day's last second
 
 
 def file_groups(source: MedsSource) -> list[list[list[tuple[int, str]]]]:
@@ -90,7 +102,7 @@ def _spooled(files: list[tuple[int, str]], source: MedsSource, subjects: pl.Data
             unsorted += _unsorted(looks[before:])
         names, place = spool.close_names()
     counts |= {"unsorted_files": unsorted, "repeated_rows": sum(look.repeated for look in looks)}
-    latest = max((look.latest for look in looks), default=-NEVER)
+    counts |= {key: sum(getattr(look, part) for look in looks) for key, part in _OF_LOOKS.items()}
     places = {column: _joined([getattr(look, part) for look in looks]) for column, part in _PLACES.items()}
     places["file"] = np.repeat(np.array(file_of, np.int32), [len(look.rows) for look in looks])
     places["spool"] = np.full(len(places["file"]), number, np.int32)
@@ -99,15 +111,26 @@ def _spooled(files: list[tuple[int, str]], source: MedsSource, subjects: pl.Data
     return Survey(
         pl.DataFrame(places),
         pl.DataFrame({"code": names, "train": kind == TRAIN}).filter(kind != UNKNOWN),
-        None if latest == -NEVER else latest,
+        _last_times(
+            pl.DataFrame({name: _joined([getattr(look, part) for look in looks]) for name, part in _LAST.items()})
+        ),
         counts,
         pl.concat(placeholders).to_frame().group_by("code").len("rows"),
-        pl.Series("subject_id", np.unique(_joined([look.others for look in looks]))),
     )
 
 
 _PLACES = {"subject_id": "wanted"} | {name: name for name in ("first_moment", "moments", "begin", "rows")}
-_COUNTS = ("rows", "static", "null_codes", "placeholder_dates", "repeated_rows", "unsorted_files")
+_LAST = {"subject_id": "everyone", "last": "last"}
+_OF_LOOKS = {"undated_deaths": "undated", "timed_moments": "timed", "day_end_moments": "day_ends"}
+_COUNTS = (
+    "rows", "static", "null_codes", "placeholder_dates", "qualified_codes", "repeated_rows", "unsorted_files",
+    *_OF_LOOKS,
+)  # fmt: skip
+
+
+def _last_times(rows: pl.DataFrame) -> pl.DataFrame:
+    """Survey.last_times of subjects that may be there several times."""
+    return rows.group_by("subject_id").agg(pl.col("last").replace(-NEVER, None).max())
 
 
 def _joined(arrays: list[np.ndarray]) -> np.ndarray:
@@ -124,6 +147,7 @@ def _unsorted(looks: list[_Look]) -> bool:
 
 def _look(batch: Batch, ids: np.ndarray, kinds: np.ndarray, spool: SpoolWriter) -> _Look:
     from ehr.passes.moments import (  # a worker's: the driver does without half a second of imports
+        clock_counts,
         find_moments,
         kinds_of_codes,
     )
@@ -140,7 +164,9 @@ def _look(batch: Batch, ids: np.ndarray, kinds: np.ndarray, spool: SpoolWriter) 
     moments, rows = np.diff(first, append=len(moment)), np.diff(moment[first], append=len(batch.code))
     has = kinds_of_codes(batch.code, kind, rows, len(batch.codes))
     time, size, code, known = batch.time[moment], np.diff(moment, append=len(batch.code)), batch.code, kind != UNKNOWN
-    latest = int(time.max(initial=-NEVER, where=time != NEVER))
+    undated = int(((code[moment] == batch.death) & (time == NEVER)).sum()) if batch.death >= 0 else 0
+    timed, day_ends = clock_counts(time)
+    last = np.maximum.reduceat(np.where(time == NEVER, -NEVER, time), first) if len(first) else first
     if not known.all():
         its = np.repeat(known, moments)
         time, size, code = time[its], size[its], code[np.repeat(known, rows)]
@@ -148,7 +174,7 @@ def _look(batch: Batch, ids: np.ndarray, kinds: np.ndarray, spool: SpoolWriter) 
     first_moment, begin = spool.append(time, size, code, batch.codes)
     return _Look(
         met, subject[known], first_moment + np.cumsum(moments) - moments, moments, begin + np.cumsum(rows) - rows, rows,
-        subject[~known], has, latest, backwards, repeated,
+        subject, last, has, backwards, repeated, undated, timed, day_ends,
     )  # fmt: skip
 
 
@@ -158,17 +184,15 @@ def _first_of_runs(values: np.ndarray) -> np.ndarray:
 
 def surveyed(parts: list[Survey]) -> Survey:
     """The survey of all files."""
-    latest = [part.latest_us for part in parts if part.latest_us is not None]
     subjects = pl.concat([part.subjects for part in parts])
     files = subjects.select("subject_id", "file").unique()
     counts = {key: sum(part.counts[key] for part in parts) for key in _COUNTS}
     return Survey(
         subjects,
         pl.concat([part.codes for part in parts]).group_by("code").agg(pl.col("train").any()),
-        max(latest, default=None),
+        _last_times(pl.concat([part.last_times for part in parts])),
         counts | {"split_subjects": files.filter(pl.col("subject_id").is_duplicated())["subject_id"].n_unique()},
         pl.concat([part.placeholders for part in parts]).group_by("code").agg(pl.col("rows").sum()),
-        pl.concat([part.others for part in parts]).unique(),
     )
 
 

@@ -28,6 +28,7 @@ def read_folder(folder: Path) -> tuple[dict, dict]:
         table = parquet.read_table(path, columns=["subject_id", "time", "code"])
         for subject, time, code in zip(*(table[name].to_pylist() for name in ("subject_id", "time", "code"))):
             if code:
+                code = code.split("//")[0] if code.startswith(("MEDS_DEATH//", "MEDS_BIRTH//")) else code
                 events[subject].append((None if time is None else micro(time), code))
     parents = defaultdict(set)
     metadata = Path(folder) / "metadata" / "codes.parquet"
@@ -76,8 +77,11 @@ class Event:
     """An interval [start, end) of a date, or a point with start == end; a date-only death is its day's end."""
 
     def __init__(self, time: int, code: str, date_only: str):
-        bare = date_only == "midnight" and time % DAY == 0
-        self.code, self.start, self.end = code, time, time + DAY if bare else time
+        clock = (EPOCH + timedelta(microseconds=time)).strftime("%H:%M:%S.%f")
+        day_ends = clock == "23:59:00.000000" or clock.startswith("23:59:59")
+        bare = date_only != "never" and (clock == "00:00:00.000000" or (date_only == "day_end" and day_ends))
+        day = time // DAY * DAY
+        self.code, self.start, self.end = code, day if bare else time, day + DAY if bare else time
         if code == "MEDS_DEATH":
             self.start = self.end
 
@@ -100,10 +104,36 @@ def observed_until(periods: list[tuple[int, int]], t0: int) -> int | None:
     return end
 
 
+def last_day_end(cutoff: str) -> int:
+    return micro(datetime.combine(date.fromisoformat(cutoff) + timedelta(days=1), datetime.min.time()))
+
+
+def end_of_extract(raw: dict, studies: list[dict], cutoff: str | None) -> int:
+    """First moment after the last day with records; later ones are mistakes. A cutoff date may lie later."""
+    last = {
+        s: max(t for t, _ in events if t is not None)
+        for s, events in raw.items()
+        if any(t is not None for t, _ in events)
+    }
+    scanned = [(s["subject_id"], micro(s["study_time"])) for s in studies]
+    end = max(last.values())
+    for bound in sorted(last.values(), reverse=True):  # the lowest gap is tried last, and wins
+        later = {s: t for s, t in last.items() if t > bound}
+        gap = min(later.values(), default=bound) - bound > 3650 * DAY
+        few = 20 * len({t // DAY for t in later.values()}) <= len(last) and 2 * len(later) <= len(last)
+        if gap and few and not any(s in later and t0 > bound for s, t0 in scanned):
+            end = bound
+    end = (end // DAY + 1) * DAY
+    return max(end, last_day_end(cutoff)) if cutoff else end
+
+
 def end_of_follow_up(
-    events: list[Event], latest: int, followup: str | list, cutoff: str | None
+    events: list[Event], latest: int, followup: str | list, cutoff: str | None, undated: bool
 ) -> tuple[int | None, bool]:
-    """C and whether death set it. followup: the rule's name, or [the subject's periods, t0]."""
+    """C and whether death set it. followup: the rule's name, or [the subject's periods, t0].
+
+    events, latest: within the extract. undated: the subject has died, and only that is known.
+    """
     deaths = [e.start for e in events if e.code == "MEDS_DEATH"]
     if isinstance(followup, list):
         end = observed_until(*followup)
@@ -112,9 +142,11 @@ def end_of_follow_up(
     elif followup == "last_event":
         end = max((e.end for e in events), default=None)
     elif followup == "cutoff":
-        end = micro(datetime.combine(date.fromisoformat(cutoff) + timedelta(days=1), datetime.min.time()))
+        end = last_day_end(cutoff)
     else:
         end = latest
+    if undated:
+        end = min([end, max(e.end for e in events)]) if events else None
     if deaths and (end is None or min(deaths) <= end):
         return min(deaths), True
     return end, False
@@ -230,13 +262,20 @@ def matches(patterns: list[str], code_closure: set[str]) -> bool:
     )
 
 
-def outcome(rule: dict, scan: dict, label: dict, mine: list[Event], blackout: int) -> dict:
-    """event, competing, time, history of one phenotype of one study; `mine` are the phenotype's own events."""
+def outcome(rule: dict, scan: dict, label: dict, mine: list[Event], blackout: int, unknown: bool) -> dict:
+    """event, competing, time, history of one phenotype of one study; `mine` are the phenotype's own events.
+
+    unknown: the subject died, nobody knows when, and death is what the phenotype asks for.
+    """
     if rule.get("kind") == "diagnosis":
         lo, hi = (round(d * DAY) for d in rule.get("window_days", [-1, 1]))
         shift = DAY - 1 if scan["date_only"] else 0
         hit = any(e.start >= scan["t0"] + shift + lo and e.end <= scan["t0"] + hi for e in mine)
-        return {"kind": "diagnosis", "event": hit, "competing": False, "time": None, "history": False}
+        happened = True if hit else None if unknown else False
+        return {
+            "kind": "diagnosis", "event": happened, "competing": False, "time": None, "history": False,
+            "unknown": unknown,
+        }  # fmt: skip
     entry = max(blackout, round((rule.get("start_days") or 0) * DAY))
     times = []
     for event in mine:
@@ -246,7 +285,10 @@ def outcome(rule: dict, scan: dict, label: dict, mine: list[Event], blackout: in
     history = not rule.get("after_stay") and any(not e.after(scan, entry) for e in mine)
     time = (min(times) - scan["t0"]) / DAY if times else label["censor"]
     competing = not times and label["died"]
-    return {"kind": "prognosis", "event": bool(times), "competing": competing, "time": time, "history": history}
+    return {
+        "kind": "prognosis", "event": bool(times), "competing": competing, "time": time, "history": history,
+        "unknown": unknown,
+    }  # fmt: skip
 
 
 def binary_label(result: dict, horizon: float | None, death_before_horizon: str) -> bool | None:
@@ -254,7 +296,7 @@ def binary_label(result: dict, horizon: float | None, death_before_horizon: str)
         return result["event"]
     if result["event"] and (horizon is None or result["time"] <= horizon):
         return True
-    if horizon is None:
+    if horizon is None or result["unknown"]:
         return None
     if result["time"] >= horizon:
         return False
@@ -284,8 +326,11 @@ def slow_labels(
     parents = with_icd(parents, {code for events in raw.values() for _, code in events})
     blackout, rule = round(config["blackout_days"] * DAY), config["date_only"]
     closure = {code: ancestors(code, parents) for events in raw.values() for _, code in events}
-    timed = {s: [Event(t, c, rule) for t, c in events if t is not None] for s, events in raw.items()}
-    latest = max(t for events in raw.values() for t, _ in events if t is not None)
+    until = end_of_extract(raw, studies, config["cutoff_date"])
+    timed = {s: [Event(t, c, rule) for t, c in events if t is not None and t < until] for s, events in raw.items()}
+    latest = min(until, max(t for events in raw.values() for t, _ in events if t is not None))
+    died = {s for s, events in raw.items() for _, code in events if code == "MEDS_DEATH"}
+    undated = died - {s for s, events in timed.items() for e in events if e.code == "MEDS_DEATH"}
     scans = [{**s, "t0": micro(s["study_time"])} for s in studies if s["subject_id"] in raw]
 
     mine, scanned = {}, {scan["subject_id"] for scan in scans}
@@ -301,7 +346,8 @@ def slow_labels(
         subject = scan["subject_id"]
         observed = config["followup"] == "observation_period"
         rule = [(periods or {}).get(subject, []), scan["t0"]] if observed else config["followup"]
-        end = end_of_follow_up(timed[subject], latest, rule, config["cutoff_date"])
+        end = end_of_follow_up(timed[subject], latest, rule, config["cutoff_date"], subject in undated)
+        end = (None if end[0] is None else min(end[0], until), end[1])
         row = label_study(scan, timed[subject], blackout, end, closure)
         if row is not None:
             rows[scan["study_id"]] = row
@@ -310,7 +356,8 @@ def slow_labels(
             unanswered = row is None and (phenotype.get("kind") != "diagnosis" or (observed and end[0] is None))
             if (subject, name) not in mine or unanswered:
                 continue
-            result = outcome(phenotype, scan, row, mine[subject, name], blackout)
+            mortal = any(matches(phenotype["codes"], closure[c]) for c in closure if c == "MEDS_DEATH")
+            result = outcome(phenotype, scan, row, mine[subject, name], blackout, mortal and subject in undated)
             usual = "exclude" if config["recurrence"] == "incident" else "keep"
             if result["history"] and (phenotype.get("prevalent") or usual) == "exclude":
                 continue
@@ -378,5 +425,8 @@ def overlap(one: set, other: set) -> float:
 def person(events: list, t0: int) -> dict:
     births = [t for t, c in events if c == "MEDS_BIRTH" and t is not None]
     sexes = {m[2][0].upper() for _, c in events if (m := re.fullmatch(r"(?i)(gender|sex)//?(m|f|male|female)", c))}
-    age = (t0 - min(births)) / (365.25 * DAY) if births else None
-    return {"age": age, "sex": sexes.pop() if len(sexes) == 1 else None}
+    age = (t0 - min(births)) / (365.25 * DAY) if births and max(births) - min(births) <= 366 * DAY else None
+    return {
+        "age": age if age is not None and 0 <= age <= 120 else None,
+        "sex": sexes.pop() if len(sexes) == 1 else None,
+    }

@@ -24,6 +24,7 @@ def observed(folder, periods: list[tuple]):
 def test_follow_up_ends_with_the_period_and_death_ends_it_earlier(tmp_path, meds, label):
     """A bare last day is stored as the midnight after it: day 10 ends at 10.5 days from noon."""
     rows = [(s, T0 + k * DAY, "X/A") for s in (1, 2, 3) for k in (3, 20)] + [(2, T0 + 4 * DAY, "MEDS_DEATH")]
+    rows.append((9, T0 + 40 * DAY, "X/A"))  # the extract goes on
     periods = [(s, T0 - 99 * DAY, MIDNIGHT + 11 * DAY) for s in (1, 2)] + [(3, T0 - 99 * DAY, T0 + 30 * DAY)]
     studies = meds.studies([(s, T0, "train") for s in (1, 2, 3)])
     folder = observed(meds.write(tmp_path / "ehr", [rows]), periods)

@@ -1,0 +1,43 @@
+"""Warnings of what no true record can hold, from the counts of a run: a run that uses the labels again says it too."""
+
+from __future__ import annotations
+
+from ehr.losses import WARN_FRACTION
+from ttepretrain.log import log
+
+LATE_CUTOFF_DAYS = 31
+
+
+def warn_of_odd_records(counts: dict) -> None:
+    """One line for each kind that there is. counts: `LabelResult.counts`."""
+    for message in _messages(counts["subjects"], counts["studies"], counts["cutoff_days_after_extract"]):
+        log.warning(message)
+
+
+def _messages(subjects: dict[str, int], studies: dict[str, int], cutoff_days_after: int) -> list[str]:
+    found = {
+        f"{subjects['after_extract']} subjects have records ten years and more after all others: these records are "
+        "left out, and follow-up ends before them": subjects["after_extract"],
+        f"follow-up of {studies['capped']} studies goes on after the last day with records, and ends there": (
+            studies["capped"] > WARN_FRACTION * studies["given"]
+        ),
+        f"ehr.cutoff_date lies {cutoff_days_after} days after the last day with records: nothing is known of the time "
+        "between, which counts as time without an event": cutoff_days_after > LATE_CUTOFF_DAYS,
+        f"{subjects['undated_deaths']} subjects died and no usable date says when: their mortality is unknown, and "
+        "follow-up ends with their last record": subjects["undated_deaths"],
+        f"{subjects['several_births']} subjects have births more than a year apart: their age is null": (
+            subjects["several_births"]
+        ),
+        f"{studies['impossible_age']} studies have an age below 0 or above 120 years: it is null": (
+            studies["impossible_age"]
+        ),
+        f"{subjects['several_deaths']} subjects have deaths more than 30 days apart: the earliest counts": (
+            subjects["several_deaths"]
+        ),
+        f"{subjects['death_before_birth']} subjects died before they were born: death ends follow-up all the same": (
+            subjects["death_before_birth"]
+        ),
+        f"{subjects['long_after_death']} of {subjects['deaths']} subjects who died have records more than a year after "
+        "it: is MEDS_DEATH the day of death?": subjects["long_after_death"] > WARN_FRACTION * subjects["deaths"],
+    }
+    return [message for message, odd in found.items() if odd]
