@@ -7,12 +7,13 @@ import re
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-from ehr.config import EhrConfig
+from ehr.config import EhrConfig, require_plain
 from ttepretrain.config import read_yaml, require, require_choice
 from ttepretrain.errors import ConfigError
 from ttepretrain.log import log
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"  # becomes a folder of labels_meds/
+LONGEST_DAYS = 1_000_000  # 2,700 years; as microseconds they still fit into an integer
 LISTS = ("codes", "horizons_days", "window_days", "twins")
 
 
@@ -29,16 +30,20 @@ class Phenotype:
     twins: list[str] = field(default_factory=list)  # other codes of the same event; they leave the tasks with `codes`
 
     def check(self, key: str) -> None:
+        """ConfigError naming the key and the value that is not what it must be; YAML gives values of any type."""
         require_choice(f"{key}.kind", self.kind, ("prognosis", "diagnosis"))
-        require_choice(f"{key}.prevalent", self.prevalent or "keep", ("keep", "exclude"))
-        require_choice(f"{key}.death_before_horizon", self.death_before_horizon or "negative", ("negative", "censored"))
-        numbers = [*self.horizons_days, *self.window_days, *([] if self.start_days is None else [self.start_days])]
-        # a bool is an int
-        require(all(type(n) in (int, float) for n in numbers), key, numbers, "durations must be numbers of days")
-        require(
-            all(isinstance(c, str) and c for c in [*self.codes, *self.twins]) and len(self.codes) > 0,
-            f"{key}.codes", [*self.codes, *self.twins], "must be texts",
-        )  # fmt: skip
+        require(type(self.after_stay) is bool, f"{key}.after_stay", self.after_stay, "must be true or false, unquoted")
+        for name, choices in (("prevalent", ("keep", "exclude")), ("death_before_horizon", ("negative", "censored"))):
+            value = getattr(self, name)
+            if value is not None:
+                require_choice(f"{key}.{name}", value, choices)
+        _require_codes(f"{key}.codes", self.codes)
+        _require_codes(f"{key}.twins", self.twins)
+        require(len(self.codes) > 0, f"{key}.codes", self.codes, "must hold a code")
+        _require_days(f"{key}.horizons_days", self.horizons_days)
+        _require_days(f"{key}.window_days", self.window_days)
+        if self.start_days is not None:
+            _require_days(f"{key}.start_days", [self.start_days])
         require(all(h > 0 for h in self.horizons_days), f"{key}.horizons_days", self.horizons_days, "must be positive")
         require(
             len(set(self.horizons_days)) == len(self.horizons_days),
@@ -55,6 +60,21 @@ class Phenotype:
         )  # fmt: skip
 
 
+def _require_codes(key: str, codes: list) -> None:
+    for code in codes:
+        if isinstance(code, str):
+            require_plain(key, [code])
+        require(isinstance(code, str), key, code, "must be texts; put codes such as 250 or no in quotes")
+        require(code.strip() == code and code.strip("*") != "", key, code, "must be codes, without blanks around them")
+
+
+def _require_days(key: str, days: list) -> None:
+    for number in days:
+        # a bool is an int
+        require(type(number) in (int, float), key, number, "must be numbers of days, unquoted")
+        require(abs(number) <= LONGEST_DAYS, key, number, f"must be at most {LONGEST_DAYS:,} days")  # nan is not
+
+
 def read_phenotypes(path: Path) -> dict[str, Phenotype]:
     """Phenotypes of a YAML file by name. ConfigError naming the key of what is wrong."""
     document = read_yaml(path)
@@ -65,17 +85,20 @@ def read_phenotypes(path: Path) -> dict[str, Phenotype]:
     phenotypes = {}
     for name, values in entries.items():
         key = f"{path}: phenotypes.{name}"
-        if not re.fullmatch(NAME, str(name)):
+        if not isinstance(name, str):
+            raise ConfigError(f"{key}: the name must be text; got {name!r}, put it in quotes")
+        if not re.fullmatch(NAME, name):
             raise ConfigError(f"{key}: a name has letters, digits, `_`, `-` and `.`, and names a folder")
         if not isinstance(values, dict) or "codes" not in values:
             raise ConfigError(f"{key} needs `codes: [...]`")
         for unknown in set(values) - set(valid):
             near = difflib.get_close_matches(str(unknown), valid, n=1)
             raise ConfigError(f"{key}: unknown key {unknown}" + (f"; did you mean {near[0]}?" if near else ""))
-        if not all(isinstance(values.get(k, []), list) for k in LISTS):
-            raise ConfigError(f"{key}: {', '.join(LISTS[:-1])} and {LISTS[-1]} are lists")
-        phenotypes[str(name)] = Phenotype(**values)
-        phenotypes[str(name)].check(key)
+        for name_of_list in LISTS:
+            value = values.get(name_of_list, [])
+            require(isinstance(value, list), f"{key}.{name_of_list}", value, "must be a list; write [...]")
+        phenotypes[name] = Phenotype(**values)
+        phenotypes[name].check(key)
     return phenotypes
 
 

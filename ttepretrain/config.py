@@ -77,8 +77,8 @@ def require(condition: bool, key: str, value: object, rule: str) -> None:
         raise ConfigError(f"{key} {rule}; got {value!r}")
 
 
-def require_choice(key: str, value: str, choices: Sequence[str]) -> None:
-    near = difflib.get_close_matches(value, choices, n=1)
+def require_choice(key: str, value: object, choices: Sequence[str]) -> None:
+    near = difflib.get_close_matches(value, choices, n=1) if isinstance(value, str) else []
     hint = f"; did you mean {near[0]!r}?" if near else ""
     require(value in choices, key, value, f"must be one of {', '.join(choices)}{hint}")
 
@@ -129,6 +129,8 @@ def _check_values(origin: str, values: dict) -> None:
 def read_yaml(path: Path) -> dict:
     """Plain YAML mapping; size, depth and aliases are bounded and tags refused before anything is built."""
     import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     try:
         size = path.stat().st_size
@@ -152,11 +154,11 @@ def read_yaml(path: Path) -> dict:
                 )
             if aliases > MAX_ALIASES or depth > MAX_DEPTH:
                 raise ConfigError(f"{path}: more than {MAX_ALIASES} aliases or {MAX_DEPTH} levels")
-        from omegaconf import OmegaConf
-
         values = OmegaConf.to_container(OmegaConf.create(text), resolve=False) if text.strip() else {}
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except OmegaConfBaseException as error:  # a key that is null, or 1 beside "1"
+        raise ConfigError(f"{path}: {' '.join(str(error).split())}; write keys as text, each once") from None
     if values is None:
         return {}
     if not isinstance(values, dict):

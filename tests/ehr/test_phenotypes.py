@@ -261,7 +261,7 @@ def test_what_is_written_once_per_stay_is_no_task(repository, name, written, exc
     [
         ("phenotypes: {a: {codes: [X], horizon_days: [3]}}", "did you mean horizons_days"),
         ("phenotypes: {a: {kind: prognosis}}", r"phenotypes\.a needs `codes"),
-        ("phenotypes: {a: {codes: X}}", "are lists"),
+        ("phenotypes: {a: {codes: X}}", "must be a list"),
         ("phenotypes: {a: {codes: [1]}}", r"phenotypes\.a\.codes"),
         ("phenotypes: {a: {codes: [X], horizons_days: [-3]}}", "must be positive"),
         ("phenotypes: {a: {codes: [X], horizons_days: [soon]}}", "numbers of days"),
