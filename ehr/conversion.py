@@ -274,7 +274,7 @@ def _versions(tables: Tables) -> dict:
     columns = ("cdm_version", "vocabulary_version")
     rows = [row for name in tables.files.get("cdm_source", ()) for frame, _ in batches(tables.folder, name, columns)
             for row in frame.iter_rows()]  # fmt: skip
-    return dict(zip(columns, rows[0] if rows else (None, None)))
+    return {name: cell if cell is None else str(cell) for name, cell in zip(columns, rows[0] if rows else (None, None))}
 
 
 def _write_metadata(job: Conversion, codes: pl.DataFrame, concepts: pl.DataFrame) -> None:

@@ -81,7 +81,7 @@ def extract() -> dict[str, list[dict]]:
             visit(1, LOW, 9201, NOON, NOON + 3 * DAY),
             visit(2, LOW, 9201, NOON + 9 * DAY, NOON + 9 * DAY),  # no stay: ends as it starts
             visit(3, HIGH, 9202, NOON, NOON + DAY),
-            visit(4, HIGH, 9201, NOON, None),  # no stay: no end
+            visit(4, HIGH, 9201, NOON, None),  # an admission without a discharge
         ],
         "measurement": [
             {"measurement_id": 1, "person_id": LOW, "measurement_concept_id": 204, "measurement_date": NOON.date(),
@@ -211,13 +211,13 @@ def test_what_was_repaired_or_dropped_is_counted(parquet, tmp_path):
     counts, _ = converted(parquet, tmp_path / "meds")
     tables = counts["tables"]
     expected = {
-        "rows": 12, "header_rows": 0, "unreadable_times": 0, "no_time": 1, "date_only": 10, "end_before_start": 1,
-        "no_person": 1, "repeated_rows": 1, "repeated_keys": 2, "no_concept": 1, "unknown_concept": 1, "by_source": 2,
+        "rows": 12, "header_rows": 0, "unreadable_times": 0, "placeholder_dates": 0, "time_disagrees": 0,
+        "no_time": 1, "date_only": 10, "end_before_start": 1, "no_person": 1, "repeated_rows": 1, "repeated_keys": 2, "no_concept": 1, "unknown_concept": 1, "by_source": 2,
         "with_source": 0, "events": 7,
     }  # fmt: skip
     assert tables["condition_occurrence"] == expected
     assert (
-        tables["visit_occurrence"] | {"stays": 1, "joined_stays": 0, "events": 5, "date_only": 0}
+        tables["visit_occurrence"] | {"stays": 1, "open_stays": 1, "joined_stays": 0, "events": 5, "date_only": 0}
         == tables["visit_occurrence"]
     )
     assert tables["person"]["no_birth"] == tables["drug_exposure"]["rows"] == 0
@@ -373,7 +373,6 @@ def test_births_without_a_day_lie_in_the_middle_of_what_is_known(tmp_path):
         ({"person_id": 2.0**53}, ConfigError, r"condition_occurrence\.person_id holds 1 cells that are not exact ids"),
         ({"person_id": 1.5}, ConfigError, r"condition_occurrence\.person_id"),
         ({"condition_concept_id": "abc"}, ConfigError, r"condition_occurrence\.condition_concept_id"),
-        ({"condition_start_date": "04/03/2015"}, ConfigError, "most times of condition_occurrence are unreadable"),
         *(
             ({"condition_start_datetime": f"2015-03-04{time}"}, ConfigError, "times with a zone")
             for time in (
