@@ -137,10 +137,9 @@ def _from_text(column: pl.Series, timezone: str | None) -> Moments:
     local = _without_zone(text.set(offset.is_null(), None).str.replace(_OFFSET, ""))
     hours, minutes = (offset.str.extract(part).cast(pl.Int64) for part in (r"^[+-](\d{2})", r"(\d{2})$"))
     minutes = minutes.set((offset.str.len_bytes() < 4).fill_null(False), 0)  # Z, UTC, +01
-    ahead = (hours * 60 + minutes).fill_null(0) * pl.select(
-        pl.when(offset.str.starts_with("-")).then(-1).otherwise(1)
-    ).to_series()
-    utc = pl.select(local.time - pl.duration(minutes=ahead)).to_series().dt.replace_time_zone("UTC")
+    ahead = (hours * 60 + minutes).fill_null(0)
+    ahead = ahead.zip_with(~offset.str.starts_with("-").fill_null(False), -ahead)
+    utc = (local.time - (ahead * 60_000_000).cast(pl.Duration("us"))).dt.replace_time_zone("UTC")
     known = utc.is_not_null() & ~local.bare
     time = read.time.zip_with(~known, utc.dt.convert_time_zone(timezone).dt.replace_time_zone(None))
     return Moments(time, read.bare, read.unreadable & ~known, read.zoned & offset.is_null())

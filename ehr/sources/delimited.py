@@ -144,7 +144,7 @@ def _with_marks(
     from ehr.sources.quotes import find_literal  # numba takes half a second, and few files need it
 
     bytes_of = np.frombuffer(text, np.uint8)
-    arguments = bytes_of, ord(header.delimiter), len(header.names), literal_first, False, final
+    arguments = bytes_of, ord(header.delimiter), len(header.names), header.quoted, literal_first, False, final
     used, wrong, cells, begins, ends = find_literal(*arguments, text.count(b'"'))
     if wrong:
         raise _refused(wrong, cells, line + _line_ends(text, used), where, header, text[used : used + 4096])
@@ -162,7 +162,7 @@ def _refused(wrong: int, cells: int, line: int, where: str, header: Header, reco
     if wrong == SWALLOWED:
         return ConfigError(
             f"{place}: a cell begins with a quotation mark that is closed some lines below, and lines that look like "
-            "whole rows stand between; remove the mark, or write it doubled in a quoted cell"
+            "whole rows stand between; remove the mark, or export with all cells quoted, those of the header too"
         )
     if wrong == BACKSLASH or b'\\"' in re.split(rb"[\r\n]", record, maxsplit=1)[0]:
         return ConfigError(
@@ -181,7 +181,7 @@ def _explained(block: bytes, line: int, where: str, header: Header, error: Excep
 
     text = np.frombuffer(block, np.uint8)
     used, wrong, cells, _, _ = find_literal(
-        text, ord(header.delimiter), len(header.names), False, True, True, block.count(b'"')
+        text, ord(header.delimiter), len(header.names), header.quoted, False, True, True, block.count(b'"')
     )
     if wrong:
         return _refused(wrong, cells, line + _line_ends(block, used), where, header, block[used : used + 4096])

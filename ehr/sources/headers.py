@@ -1,4 +1,4 @@
-"""What the first bytes of an OMOP extract's and an Athena export's files tell, known in seconds: before any row is read."""
+"""What the first bytes of OMOP and Athena tables tell, known in seconds: before any row is read."""
 
 from __future__ import annotations
 

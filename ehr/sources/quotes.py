@@ -6,8 +6,9 @@
     3,"Needle" 5,7           closed before other text: both marks are text
 
 A record must have as many cells as the header. If it only does with all its marks as text, they are text. A quoted cell
-may span lines; but where its first and last line, or most between, have the header's number of cells by themselves, a
-stray mark may have swallowed them: nothing in the file decides, and the file is refused.
+may span lines; but where its first and last line, or most of several between, have the header's number of cells by
+themselves, a stray mark may have swallowed them: nothing in the file decides, and the file is refused (not if the
+header is quoted: then every text is).
 """
 
 from __future__ import annotations
@@ -87,9 +88,7 @@ def _read(
 @compiled
 def _fits(text: np.ndarray, start: int, delimiter: int, num_cells: int, begins: np.ndarray, ends: np.ndarray) -> bool:
     """Whether the line has the header's number of cells by itself."""
-    if _read(text, start, delimiter, _LINE, True, begins, ends)[0] == num_cells:
-        return True
-    return _read(text, start, delimiter, _LITERAL, True, begins, ends)[0] == num_cells
+    return _read(text, start, delimiter, _LINE, True, begins, ends)[0] == num_cells
 
 
 @compiled
@@ -104,18 +103,20 @@ def _swallowed(
     while True:
         at = _read(text, at, delimiter, _LITERAL, True, begins, ends)[1]
         if at >= last_line:
-            return 2 * whole > lines
+            return whole > 1 and 2 * whole > lines
         lines += 1
         whole += _fits(text, at, delimiter, num_cells, begins, ends)
 
 
 @compiled
 def find_literal(
-    text: np.ndarray, delimiter: int, num_cells: int, literal_first: bool, every: bool, final: bool, num_marks: int
-) -> tuple[int, int, int, np.ndarray, np.ndarray]:
+    text: np.ndarray, delimiter: int, num_cells: int, all_quoted: bool, literal_first: bool, every: bool, final: bool,
+    num_marks: int,
+) -> tuple[int, int, int, np.ndarray, np.ndarray]:  # fmt: skip
     """How far `text` (uint8, from the start of a record) is whole records or sound, what is wrong with the next one,
     its cells, and where cells begin and end whose marks are text.
 
+    all_quoted: the header's cells are, and so a mark at the start of a cell is not stray.
     literal_first: marks are text where that fits the header. every: judge records without a mark too.
     final: nothing follows. num_marks: of the text.
     """
@@ -137,7 +138,8 @@ def find_literal(
         if literal_first or not fits:
             as_text = _read(text, at, delimiter, _LITERAL, True, spare_begins, spare_ends)[0] == num_cells
         if fits and not (literal_first and as_text):
-            if last_line >= 0 and _swallowed(text, at, last_line, delimiter, num_cells, spare_begins, spare_ends):
+            spans = last_line >= 0 and not all_quoted
+            if spans and _swallowed(text, at, last_line, delimiter, num_cells, spare_begins, spare_ends):
                 return at, SWALLOWED, cells, begins[:found], ends[:found]
         elif _read(text, at, delimiter, _LINE, True, spare_begins, spare_ends)[0] == num_cells and not (
             literal_first and as_text
