@@ -105,9 +105,9 @@ def read_phenotypes(path: Path) -> dict[str, Phenotype]:
 def under(config: EhrConfig, phenotypes: dict[str, Phenotype]) -> dict[str, Phenotype]:
     """The phenotypes with every field that the run decides filled in: start, prevalent cases, death.
 
-    Warns of a start inside the blackout. ConfigError for a horizon that ends before its phenotype starts.
+    Warns of a start inside the blackout. Raises as `starts_of`.
     """
-    starts = {name: max(p.start_days or 0.0, config.blackout_days) for name, p in phenotypes.items()}
+    starts = starts_of(config, phenotypes)
     prognoses = {name: p for name, p in phenotypes.items() if p.kind == "prognosis"}
     early = [name for name, p in prognoses.items() if p.start_days not in (None, starts[name])]
     if early:
@@ -117,18 +117,24 @@ def under(config: EhrConfig, phenotypes: dict[str, Phenotype]) -> dict[str, Phen
         )
     filled = {}
     for name, p in phenotypes.items():
-        start = starts[name]
-        short = [h for h in p.horizons_days if h <= start and name in prognoses]
-        if short:
-            raise ConfigError(
-                f"{config.phenotypes}: phenotypes.{name}.horizons_days {short} end before events count, "
-                f"{start:g} days after the scan; leave them out or lower start_days or ehr.blackout_days"
-            )
         excluding = config.recurrence == "incident" and not p.after_stay
         filled[name] = replace(
             p,
-            start_days=start,
+            start_days=starts[name],
             prevalent=p.prevalent or ("exclude" if excluding else "keep"),
             death_before_horizon=p.death_before_horizon or config.death_before_horizon,
         )
     return filled
+
+
+def starts_of(config: EhrConfig, phenotypes: dict[str, Phenotype]) -> dict[str, float]:
+    """Days after the scan from which events count. ConfigError for a horizon that ends before its phenotype starts."""
+    starts = {name: max(p.start_days or 0.0, config.blackout_days) for name, p in phenotypes.items()}
+    for name, p in phenotypes.items():
+        short = [h for h in p.horizons_days if h <= starts[name] and p.kind == "prognosis"]
+        if short:
+            raise ConfigError(
+                f"{config.phenotypes}: phenotypes.{name}.horizons_days {short} end before events count, "
+                f"{starts[name]:g} days after the scan; leave them out or lower start_days or ehr.blackout_days"
+            )
+    return starts

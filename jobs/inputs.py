@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 from jobs.config import RunConfig
 from ttepretrain.errors import ConfigError
 
-if TYPE_CHECKING:  # it imports polars, which is not needed to answer a typo
+if TYPE_CHECKING:  # they import polars, which is not needed to answer a typo
+    import polars as pl
+
     from data.given.study_table import StudyTable
 
 
@@ -67,3 +69,13 @@ def read_inputs(config: RunConfig, inputs: Inputs) -> tuple[StudyTable, dict[str
         config.prepare.split_seed,
     )
     return replace(table, frame=frame), origins
+
+
+def check_inputs(config: RunConfig, inputs: Inputs, studies: pl.DataFrame) -> pl.DataFrame | None:
+    """Rows of the label tables (None: no label stage). All that headers and small files can tell is checked for it."""
+    from data.labels.check import check_label_inputs
+
+    if "labels" not in config.prepare.stages:
+        return None
+    assert inputs.ehr is not None, "find_inputs asks for it"
+    return check_label_inputs(inputs.ehr, inputs.ontology, studies, config.ehr)

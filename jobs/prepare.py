@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from data.progress import progress
 from jobs.config import RunConfig, run_parser
-from jobs.inputs import Inputs, find_inputs, read_inputs
+from jobs.inputs import Inputs, check_inputs, find_inputs, read_inputs
 from jobs.provenance import now, provenance
 from ttepretrain.config import dump_config, load_config, require
 from ttepretrain.errors import ConfigError, exit_with
@@ -90,6 +90,7 @@ def prepare(config: RunConfig, inputs: Inputs, folder: Path) -> None:
     write_json(folder / "provenance.json", origin)
 
     studies, split_origins = read_inputs(config, inputs)
+    given = check_inputs(config, inputs, studies.frame)
     keys = key_table(salt, studies.frame)
     write_table(folder, schema.KEYS, keys)
     quarantine = Quarantine(studies.num_studies, settings.max_bad_fraction)
@@ -98,7 +99,7 @@ def prepare(config: RunConfig, inputs: Inputs, folder: Path) -> None:
         quarantine.extend(studies.refused)
         with ray_session(settings.num_cpus):
             if "labels" in settings.stages:
-                labels = prepare_labels(config, inputs, folder, studies, salt)
+                labels = prepare_labels(config, inputs, folder, studies, salt, given)
             if "volumes" in settings.stages:
                 volumes = prepare_volumes(config, inputs, folder, studies, quarantine)
     finally:
@@ -113,15 +114,17 @@ def prepare(config: RunConfig, inputs: Inputs, folder: Path) -> None:
     print("ready: " + ", ".join(f"{split} {count}" for split, count in summary["splits"]["ready"].items()))
 
 
-def prepare_labels(config: RunConfig, inputs: Inputs, folder: Path, studies: StudyTable, salt: bytes) -> LabelStage:
-    """The label files of the folder, made or reused."""
+def prepare_labels(
+    config: RunConfig, inputs: Inputs, folder: Path, studies: StudyTable, salt: bytes, given: pl.DataFrame | None
+) -> LabelStage:
+    """The label files of the folder, made or reused. given: rows of the label tables."""
     from data.labels.stage import make_labels
     from data.subjects.keys import fitted_on
     from data.workers import map_shards
 
     assert inputs.ehr is not None, "find_inputs asks for it"
     fit = fitted_on(salt, studies.frame.filter(split="train")["subject_id"])
-    labels = make_labels(folder, inputs.ehr, inputs.ontology, studies.frame, config.ehr, fit, map_shards)
+    labels = make_labels(folder, inputs.ehr, inputs.ontology, studies.frame, config.ehr, fit, map_shards, given)
     log.info("labels of %d studies%s", labels.labels.height, ", reused" if labels.reused else "")
     return labels
 

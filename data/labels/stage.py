@@ -24,6 +24,8 @@ from data.labels.source_hash import closure_hash
 from data.labels.stamps import read_stamp, write_stamp
 from data.subjects.leakage import check_frozen_tasks
 from ehr.config import EhrConfig
+from ehr.losses import judge_loss
+from ehr.odd_records import warn_of_odd_records
 from ehr.phenotype_file import read_phenotypes
 from ttepretrain.errors import ConfigError
 from ttepretrain.files import sha256_of
@@ -36,6 +38,17 @@ MapShards = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
 
 STAMP = "stages/labels.json"  # what the files below were made from
 SCRATCH = "stages/scratch"
+LOSSES = {  # of studies, by reason: what became of them, what to do
+    "NO_SUBJECT": ("have no subject in the EHR", "check that subject_id means the same in both"),
+    "OUTSIDE_OBSERVATION": (
+        "lie outside all observation periods of their subject",
+        "check study_time against the periods, or use ehr.followup=last_event",
+    ),
+    "NO_FOLLOW_UP": (
+        "have no follow-up after their blackout",
+        "check study_time against the EHR's times (the same calendar, the same shift of dates) and ehr.followup",
+    ),
+}
 STUDY_COLUMNS = ("study_id", "subject_id", "study_time", "date_only", "split")
 
 
@@ -63,9 +76,13 @@ def make_labels(
     config: EhrConfig,
     fitted_on: dict,
     map_shards: MapShards,
+    given: pl.DataFrame | None = None,
 ) -> LabelStage:
-    """Label files of `folder`, from its last run when nothing they depend on has changed since."""
-    given = _given_labels(config)
+    """Label files of `folder`, from its last run when nothing they depend on has changed since.
+
+    given: what `given_labels` has read already.
+    """
+    given = given_labels(config, studies) if given is None else given
     inputs = _inputs(ehr, ontology, studies, config, fitted_on)
     frozen = None if config.tasks is None else _frozen_tasks(folder, Path(config.tasks), fitted_on)
     stamp = _valid_stamp(folder, inputs)
@@ -78,6 +95,8 @@ def make_labels(
         counts |= {"frozen_tasks_fitted_on": frozen} if frozen else {}
         stamp = write_stamp(folder, STAMP, inputs, [*names, *records.files], counts)
     _warn_of_absent_codes(stamp["counts"])
+    judge_labels(stamp["counts"], config.max_lost_fraction)
+    warn_of_odd_records(stamp["counts"])
     return LabelStage(
         folder,
         pl.read_parquet(folder / "labels.parquet", columns=["study_id"]),
@@ -128,7 +147,7 @@ def _scratch(folder: Path, beside: Executor) -> Iterator[Path]:
         beside.submit(shutil.rmtree, scratch, ignore_errors=True)
 
 
-def _given_labels(config: EhrConfig) -> pl.DataFrame:
+def given_labels(config: EhrConfig, studies: pl.DataFrame) -> pl.DataFrame:
     """Rows of the user's label tables. All small files are checked here, before the long pass over the records."""
     phenotypes = Path(config.phenotypes)
     if not phenotypes.is_file():
@@ -138,7 +157,8 @@ def _given_labels(config: EhrConfig) -> pl.DataFrame:
             f"ehr.tasks: {config.tasks} is not a file; give a prepared folder's or an export's tasks.json"
         )
     declared = {name: phenotype.kind for name, phenotype in read_phenotypes(phenotypes).items()}
-    return read_label_tables([Path(path) for path in config.label_tables or []], declared)
+    tables = [Path(path) for path in config.label_tables or []]
+    return read_label_tables(tables, declared, studies, config.max_lost_fraction)
 
 
 def _frozen_tasks(folder: Path, tasks: Path, fitted_on: dict) -> str:
@@ -161,6 +181,40 @@ def _warn_of_absent_codes(counts: dict) -> None:
         )
     if counts["exclude_unmatched"]:
         log.warning(f"ehr.exclude: {', '.join(counts['exclude_unmatched'])} match no code in the data")
+    if counts["spelled_otherwise"]:
+        pairs = ", ".join(f"{pattern} ({code}?)" for pattern, code in list(counts["spelled_otherwise"].items())[:5])
+        log.warning(
+            f"{len(counts['spelled_otherwise'])} codes of ehr.phenotypes and ehr.exclude match nothing, but the data "
+            f"have what they seem to mean: {pairs}; write them as the data do"
+        )
+
+
+def judge_labels(counts: dict, max_lost_fraction: float) -> None:
+    """Warn of what the label files lack, or refuse them. counts: of the stage, made or reused."""
+    studies, ontology = counts["studies"], counts.get("ontology")
+    for reason, (what, remedy) in LOSSES.items():
+        judge_loss(f"studies {what}", studies[reason], studies["given"], remedy, max_lost_fraction)
+    for place, found in (("input.ontology", ontology), ("metadata/codes.parquet", counts["codes"]["in_tables"])):
+        if found is None or not found["codes_of_the_data"]:
+            continue
+        if found["spelled_otherwise"]:
+            ours, theirs = found["such_as"]
+            judge_loss(
+                f"codes that the data share with {place} are spelled otherwise there, such as {ours} in the data and "
+                f"{theirs} there: they have no parents and no descriptions",
+                found["spelled_otherwise"], found["known"] + found["spelled_otherwise"],
+                "write the codes of both alike", max_lost_fraction,
+            )  # fmt: skip
+        elif not found["known"] and place == "input.ontology":
+            log.warning(
+                f"{place}: none of the {found['codes_of_the_data']} codes in the data is in its tables; it has no "
+                "effect. Codes must be vocabulary_id/concept_code, as in SNOMED/59282003"
+            )
+    if unanswered := counts.get("label_tables", {}).get("without_answer"):
+        log.warning(
+            f"ehr.label_tables: {', '.join(unanswered)}: no study with labels has an answer, the filled rows are about "
+            "other studies"
+        )
 
 
 def _inputs(

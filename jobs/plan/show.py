@@ -23,7 +23,7 @@ from data.quarantine import Quarantine
 from data.subjects.keys import fitted_on, key_table, open_salt
 from data.workers import WorkerDied, map_bounded, map_shards, num_workers, ray_session
 from jobs.config import RunConfig
-from jobs.inputs import Inputs, read_inputs
+from jobs.inputs import Inputs, check_inputs, read_inputs
 from jobs.plan.plan_table import publishable, size_text, table
 from jobs.plan.trial import absent_images, sample, try_study, volume_plan
 from ttepretrain.errors import ConfigError, ResourceError
@@ -88,12 +88,13 @@ def measure(config: RunConfig, studies: StudyTable, inputs: Inputs, work: Path, 
         "rows": {"usable": frame.height, "repeated": studies.num_repeated} | _refused(studies) | studies.inspect,
         "splits": {split: frame.filter(split=split).height for split in SPLITS},
     }
+    given = check_inputs(config, inputs, frame)
     with ray_session(config.prepare.num_cpus):
         if "labels" in stages:
             assert inputs.ehr is not None, "find_inputs asks for it"
             fit = _fit(config, studies, work)
             start = time.perf_counter()
-            stage = make_labels(work, inputs.ehr, inputs.ontology, frame, config.ehr, fit, map_shards)
+            stage = make_labels(work, inputs.ehr, inputs.ontology, frame, config.ehr, fit, map_shards, given)
             document["labels"] = label_plan(stage) | {"seconds": time.perf_counter() - start}
         if "volumes" in stages and images:
             absent = absent_images(images, root)
