@@ -16,28 +16,20 @@ import numpy as np
 from isal import igzip, isal_zlib
 from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
-from nibabel.spatialimages import HeaderDataError
 
 from ttepretrain.errors import BadStudy
-from ttepretrain.volume.checks import (
-    MAX_NAN_FRACTION,
-    PADDING_HU,
-    Flag,
-    Reason,
-    check_affine,
-    check_scaling,
-    check_shape,
-)
+from ttepretrain.volume.checks import MAX_NAN_FRACTION, PADDING_HU, Flag, Reason, check_scaling, check_shape
 from ttepretrain.volume.image import ACQUISITION_KEYS, CTImage
+from ttepretrain.volume.nifti_affine import check_body, geometry
+from ttepretrain.volume.other_formats import named_format
 
 NUMBERS = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8")
 MAX_BYTES = 2**32  # of voxels
 DEFLATE_RATIO = 1032  # deflate cannot compress further, so a header cannot claim more
 MAX_DATA_OFFSET = 2**24  # bytes of header extensions
-PART_BYTES = 2**20  # of voxels read at a time
+READ_BYTES = 2**20  # read at a time
+PART_VOXELS = 2**20  # converted at a time
 MAX_TRAILING = 2**20  # bytes after the last voxel
-DISAGREE_MM = 1.0  # flagged where sform and qform differ by more at a corner
-MILLIMETRES, UNIT_UNKNOWN = 2, 0
 
 
 def read_nifti(path: Path) -> CTImage:
@@ -71,10 +63,8 @@ def _read_stream(stream: BinaryIO | igzip.IGzipFile, most_bytes: int) -> CTImage
     header = _read_header(stream)
     shape_WHD = _shape(header)
     dtype = _dtype(header)
-    slope, intercept = float(header.structarr["scl_slope"]), float(header.structarr["scl_inter"])
-    check_scaling(slope, intercept)
-    affine, flags = _affine(header)
-    flags += check_affine(affine)
+    slope, intercept, flags = _scaling(header)
+    found = geometry(header)
 
     offset = float(header["vox_offset"])
     if not header.sizeof_hdr + 4 <= offset <= MAX_DATA_OFFSET:
@@ -85,24 +75,66 @@ def _read_stream(stream: BinaryIO | igzip.IGzipFile, most_bytes: int) -> CTImage
     if wanted > most_bytes:
         raise BadStudy(Reason.TRUNCATED, f"the file cannot hold {wanted} bytes of voxels")
     stream.read(int(offset) - header.sizeof_hdr)
-    data = np.empty(wanted, np.uint8)
-    got = _read_into(data.data, stream)
-    if got == 0:
-        raise BadStudy(Reason.BAD_SHAPE, "the data offset lies outside the file")
-    if got < wanted:
-        raise BadStudy(Reason.TRUNCATED, f"{got} of {wanted} bytes of voxels")
+    hu_DHW, nan_flags = _read_hu(stream, dtype, shape_WHD[::-1], slope, intercept)
     # gzip's checksum is compared only when the end of the stream is read
     if len(stream.read(MAX_TRAILING + 1)) > MAX_TRAILING:
         raise BadStudy(Reason.TOO_LARGE, "more data after the volume than a NIfTI file has")
 
-    hu_DHW, nan_flags = _to_hu(data.view(dtype).reshape(shape_WHD[::-1]), slope, intercept)
-    return CTImage(hu_DHW, affine, flags + nan_flags, dict.fromkeys(ACQUISITION_KEYS))
+    image = CTImage(hu_DHW, found.affine, found.flags + flags + nan_flags, dict.fromkeys(ACQUISITION_KEYS))
+    check_body(image, found.other_mm_DHW)
+    return image
+
+
+def _read_hu(
+    stream: BinaryIO | igzip.IGzipFile, dtype: np.dtype, shape_DHW: tuple[int, ...], slope: float, intercept: float
+) -> tuple[np.ndarray, tuple[Flag, ...]]:
+    """HU as int16 where every value is whole, else float32. Few NaN become PADDING_HU; many refuse the study.
+
+    Part by part: the stored values are never in memory together, which for 64 bits would be four times the result.
+    """
+    count = math.prod(shape_DHW)
+    hu: np.ndarray = np.empty(count, np.int16)
+    part = np.empty(min(PART_VOXELS, count), dtype)
+    bad = 0
+    for at in range(0, count, PART_VOXELS):
+        stored = part[: count - at]
+        got = _read_into(stored.view(np.uint8).data, stream)
+        if at == got == 0:
+            raise BadStudy(Reason.BAD_SHAPE, "the data offset lies outside the file")
+        if got < stored.nbytes:
+            raise BadStudy(Reason.TRUNCATED, f"{at * dtype.itemsize + got} of {count * dtype.itemsize} bytes of voxels")
+        values, bad_here = _to_hu(stored, slope, intercept)
+        bad += bad_here
+        if values.dtype != hu.dtype and hu.dtype == np.int16:  # the first that is not whole
+            hu, whole = np.empty(count, np.float32), hu
+            hu[:at] = whole[:at]
+        hu[at : at + len(values)] = values
+    if bad > MAX_NAN_FRACTION * count:
+        raise BadStudy(Reason.NAN_VOXELS, f"{bad / count:.1%} of voxels are NaN or infinite")
+    return hu.reshape(shape_DHW), (Flag.NAN_TO_AIR,) if bad else ()
+
+
+def _to_hu(stored: np.ndarray, slope: float, intercept: float) -> tuple[np.ndarray, int]:
+    """The values in HU, int16 if all are whole, else float32; and the number of those that were NaN or infinite."""
+    native = stored.dtype.newbyteorder("=")
+    if native.kind in "iu" and slope == 1 and intercept == int(intercept):
+        low, high = int(stored.min()) + int(intercept), int(stored.max()) + int(intercept)
+        if low >= -32768 and high <= 32767:
+            # int64: an unsigned 32-bit value plus a negative intercept fits nowhere smaller
+            whole = stored if intercept == 0 else stored.astype(np.int64) + int(intercept)
+            return whole.astype(np.int16, copy=False), 0
+    exact: np.ndarray = stored.astype(np.float64 if native.itemsize == 8 else np.float32)
+    hu = (exact * slope + intercept).astype(np.float32)  # what overflows is counted as infinite
+    bad = ~np.isfinite(hu)
+    hu[bad] = PADDING_HU
+    whole = hu.astype(np.int16)  # what is out of range comes back as another number
+    return whole if np.array_equal(whole, hu) else hu, int(bad.sum())
 
 
 def _read_into(memory: memoryview, stream: BinaryIO | igzip.IGzipFile) -> int:
     """Number of bytes read; fewer than asked where the stream ends. In parts: gzip's readinto makes a second copy."""
     at = 0
-    while at < len(memory) and (part := stream.read(min(PART_BYTES, len(memory) - at))):
+    while at < len(memory) and (part := stream.read(min(READ_BYTES, len(memory) - at))):
         memory[at : at + len(part)] = part
         at += len(part)
     return at
@@ -112,13 +144,14 @@ def _read_header(stream: BinaryIO | igzip.IGzipFile) -> Nifti1Header:
     """Nifti1Header or its subclass Nifti2Header, unchecked."""
     start = stream.read(Nifti1Header.template_dtype.itemsize)
     if len(start) < Nifti1Header.template_dtype.itemsize:
-        raise BadStudy(Reason.NOT_NIFTI, "shorter than a header")
+        raise BadStudy(Reason.NOT_NIFTI, named_format(start) or "shorter than a header")
     for kind, magic_at, magic in ((Nifti1Header, 344, b"n+1\0"), (Nifti2Header, 4, b"n+2\0\r\n\x1a\n")):
         if start[magic_at : magic_at + len(magic)] == magic:
             block = start + stream.read(kind.template_dtype.itemsize - len(start))
-            if len(block) == kind.template_dtype.itemsize:
-                return kind(block, check=False)
-    raise BadStudy(Reason.NOT_NIFTI, "no single-file NIfTI magic")
+            if len(block) < kind.template_dtype.itemsize:
+                raise BadStudy(Reason.NOT_NIFTI, "shorter than a header")
+            return kind(block, check=False)
+    raise BadStudy(Reason.NOT_NIFTI, named_format(start) or "no single-file NIfTI magic")
 
 
 def _dtype(header: Nifti1Header) -> np.dtype:
@@ -134,55 +167,17 @@ def _dtype(header: Nifti1Header) -> np.dtype:
 def _shape(header: Nifti1Header) -> tuple[int, int, int]:
     """The three sizes in file order: W H D of the stored array."""
     dim = [int(value) for value in header["dim"]]
-    if not 3 <= dim[0] <= 7 or any(size != 1 for size in dim[4 : dim[0] + 1]):
+    # a size of 0 beyond the third means 1 to the standard's own library
+    if not 3 <= dim[0] <= 7 or any(size not in (0, 1) for size in dim[4 : dim[0] + 1]):
         raise BadStudy(Reason.BAD_SHAPE, f"{dim[0]} dimensions; one volume has three")
     check_shape((dim[3], dim[2], dim[1]))
     return dim[1], dim[2], dim[3]
 
 
-def _affine(header: Nifti1Header) -> tuple[np.ndarray, tuple[Flag, ...]]:
-    """Index D H W -> RAS+ mm: the sform where its code is set, else the qform. BadStudy without either."""
-    if int(header["xyzt_units"]) & 7 not in (MILLIMETRES, UNIT_UNKNOWN):
-        raise BadStudy(Reason.BAD_SPACING, "lengths are not in millimetres")
-    pixdim = np.asarray(header["pixdim"][1:4], dtype=float)
-    if not (np.isfinite(pixdim).all() and (pixdim > 0).all()):
-        raise BadStudy(Reason.BAD_AFFINE, "a voxel size is zero, negative or NaN")
-    sform, qform = (int(header[code]) > 0 for code in ("sform_code", "qform_code"))
-    if not sform and not qform:
-        raise BadStudy(Reason.BAD_AFFINE, "neither sform nor qform is set: left and right are unknown")
-    if header["pixdim"][0] == 0:
-        header["pixdim"][0] = 1  # as the standard says
-    try:
-        affine_WHD = header.get_sform() if sform else header.get_qform()
-        other = header.get_qform() if sform and qform else affine_WHD
-    except (ValueError, ArithmeticError, HeaderDataError):
-        raise BadStudy(Reason.BAD_AFFINE, "the quaternion is not a rotation") from None
-    if not (np.isfinite(affine_WHD).all() and np.isfinite(other).all()):
-        raise BadStudy(Reason.BAD_AFFINE, "NaN or infinity")
-    last = np.array([*(int(size) - 1 for size in header["dim"][1:4]), 0])
-    corners = np.array([[*(last[:3] * corner), 1] for corner in np.ndindex(2, 2, 2)])
-    apart = np.abs(corners @ (affine_WHD - other)[:3].T).max()
-    # index order D H W: the first three columns reversed
-    affine = np.asarray(affine_WHD, dtype=float)[:, [2, 1, 0, 3]]
-    return affine, (() if apart <= DISAGREE_MM else (Flag.AFFINES_DISAGREE,))
-
-
-def _to_hu(stored: np.ndarray, slope: float, intercept: float) -> tuple[np.ndarray, tuple[Flag, ...]]:
-    """HU as int16 where every value is whole, else float32. Few NaN become PADDING_HU; many refuse the study."""
-    native = stored.dtype.newbyteorder("=")
-    if native.kind in "iu" and slope == 1 and intercept == int(intercept):
-        low, high = int(stored.min()) + int(intercept), int(stored.max()) + int(intercept)
-        if low >= -32768 and high <= 32767:
-            # int64: an unsigned 32-bit value plus a negative intercept fits nowhere smaller
-            whole = stored if intercept == 0 else stored.astype(np.int64) + int(intercept)
-            return whole.astype(np.int16, copy=False), ()
-    exact: np.ndarray = stored.astype(np.float64 if native.itemsize == 8 else np.float32)
-    hu = (exact * slope + intercept).astype(np.float32)  # what overflows is counted as infinite
-    bad = ~np.isfinite(hu)
-    count = int(bad.sum())
-    if count > MAX_NAN_FRACTION * hu.size:
-        raise BadStudy(Reason.NAN_VOXELS, f"{count / hu.size:.1%} of voxels are NaN or infinite")
-    if count == 0:
-        return hu, ()
-    hu[bad] = PADDING_HU
-    return hu, (Flag.NAN_TO_AIR,)
+def _scaling(header: Nifti1Header) -> tuple[float, float, tuple[Flag, ...]]:
+    """Slope, intercept, flags. A slope of 0 means unscaled; so does NaN, which nibabel leaves in headers it copies."""
+    slope, intercept = float(header.structarr["scl_slope"]), float(header.structarr["scl_inter"])
+    if slope == 0 or math.isnan(slope):
+        return 1.0, 0.0, (Flag.UNSCALED,)
+    check_scaling(slope, intercept)
+    return slope, intercept, ()

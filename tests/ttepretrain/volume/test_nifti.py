@@ -71,9 +71,30 @@ def test_a_slope_is_applied(scan, chest):
 
 
 # A5
-@pytest.mark.parametrize("values", [(math.nan, 0), (0, 0), (math.inf, 0), (3e38, 0), (1, math.nan), (-1, 0), (1, 1e30)])
+@pytest.mark.parametrize("values", [(math.inf, 0), (3e38, 0), (0.5, math.nan), (1, math.nan), (-1, 0), (1, 1e30)])
 def test_a_scaling_that_cannot_be_meant_is_never_taken_as_none(scan, values):
     assert reason_of(edited(scan, ("<2f", SLOPE, *values))) == Reason.BAD_SCALING
+
+
+@pytest.mark.parametrize("values", [(0, 0), (0, -1024), (-0.0, 3), (math.nan, math.nan), (math.nan, 0)])
+def test_a_slope_of_zero_or_nan_means_unscaled_and_is_flagged(scan, chest, values):
+    """Zero says so in the standard; tools that copy nibabel's headers write NaN."""
+    image = read_nifti(edited(scan, ("<2f", SLOPE, *values)))
+    np.testing.assert_array_equal(image.hu_DHW, chest[0])
+    assert image.flags == (Flag.UNSCALED,)
+
+
+def test_a_lost_slope_that_scaled_something_is_no_hu(tmp_path, chest, write_nifti):
+    stored = (chest[0].astype(int) + 1024).astype(np.uint16)
+    path = write_nifti(tmp_path / "lost.nii", stored, chest[1])
+    assert reason_of(edited(path, ("<2f", SLOPE, 0, -1024))) == Reason.NOT_HU
+
+
+@pytest.mark.parametrize(
+    "sizes", [(4, 40, 30, 12, 1), (4, 40, 30, 12, 0), (5, 40, 30, 12, 0, 1), (7, 40, 30, 12, 0, 0, 0, 0)]
+)
+def test_sizes_of_zero_or_one_beyond_the_third_are_one_volume(scan, chest, sizes):
+    np.testing.assert_array_equal(read_nifti(edited(scan, (f"<{len(sizes)}h", DIM, *sizes))).hu_DHW, chest[0])
 
 
 # A6, A8, A9
@@ -95,12 +116,13 @@ def test_a_scaling_that_cannot_be_meant_is_never_taken_as_none(scan, values):
         ([("<h", DATATYPE, 12345)], Reason.UNSUPPORTED_DTYPE),
         ([("<f", SFORM, math.nan)], Reason.BAD_AFFINE),
         ([("<f", SFORM, math.inf)], Reason.BAD_AFFINE),
-        ([("<4f", SFORM, 0, 0, 0, 0)], Reason.BAD_AFFINE),
-        ([("<f", PIXDIM + 4, 0.0)], Reason.BAD_AFFINE),
-        ([("<f", PIXDIM + 8, math.nan)], Reason.BAD_AFFINE),
         ([("<2h", QFORM_CODE, 0, 0)], Reason.BAD_AFFINE),
         ([("<h", SFORM_CODE, 0), ("<3f", QUATERN_B, 9.0, 9.0, 9.0)], Reason.BAD_AFFINE),
-        ([("<f", PIXDIM, 0.5)], Reason.BAD_AFFINE),
+        ([("<h", SFORM_CODE, 0), ("<f", PIXDIM + 4, 0.0)], Reason.BAD_AFFINE),
+        ([("<h", SFORM_CODE, 0), ("<f", PIXDIM + 4, -5.0)], Reason.BAD_AFFINE),
+        ([("<h", SFORM_CODE, 0), ("<f", PIXDIM + 8, math.nan)], Reason.BAD_AFFINE),
+        ([("<h", SFORM_CODE, 0), ("<f", PIXDIM, 0.5)], Reason.BAD_AFFINE),
+        ([("<h", SFORM_CODE, 0), ("<f", QOFFSET_X, math.nan)], Reason.BAD_AFFINE),
         ([("<f", SFORM + 4, -7.0)], Reason.BAD_AFFINE),  # sheared by 52 degrees
         ([("<f", SFORM, -0.01)], Reason.BAD_SPACING),
         ([("<f", SFORM, -50.0)], Reason.BAD_SPACING),
