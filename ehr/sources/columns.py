@@ -93,7 +93,7 @@ def _not_ids(cells: pl.Series) -> str:
     kinds = {
         "text that is no number": number.is_null(),
         "fractions": fraction,
-        "infinite": number.is_infinite(),
+        "infinite or nan": number.is_infinite() | number.is_nan(),
         "floats from 2^53 on, in scientific notation or beyond int64": number.is_finite() & ~fraction,
     }
     return ", ".join(f"{kind}: {which.sum()}" for kind, which in kinds.items() if which.any()) + "; write int64"

@@ -17,7 +17,7 @@ from ttepretrain.errors import ConfigError
 
 EMPTY, UNREADABLE, ZONED = "empty", "unreadable", "zoned"
 BIG = 2**53
-NULLS = ["", "NA", "nan", "NaN", "NaT", "NULL", "null", "None", "\\N", " NA "]
+NULLS = ["", "NA", "nan", "NaN", "NaT", "NULL", "null", "None", "\\N", " NA ", "<NA>", "N/A", "#N/A"]
 
 IDS = {
     "101": 101, " 101 ": 101, "00101": 101, "+101": 101, "-101": -101, "101.0": 101, "101.": 101, "101.000": 101,
@@ -76,9 +76,9 @@ def write(folder, suffix, table: dict):
 # --- each reader: what it makes of one cell; where it must refuse, the words of columns.py
 
 
-def study(folder, suffix, **cell):
+def study(folder, suffix, timezone=None, **cell):
     table = read_studies(
-        write(folder, suffix, {"study_id": "s", "subject_id": 1, "study_time": "2020-01-01"} | cell), "never", None
+        write(folder, suffix, {"study_id": "s", "subject_id": 1, "study_time": "2020-01-01"} | cell), "never", timezone
     )
     (name,) = cell
     if table.refused:
@@ -93,12 +93,12 @@ def split(folder, suffix, **cell):
     return table["subject_id"][0] if len(table) else None
 
 
-def omop(folder, suffix, **cell):
+def omop(folder, suffix, timezone=None, **cell):
     row = {"person_id": 1, "measurement_concept_id": 2, "measurement_date": "2020-01-01", "value_as_number": 5} | cell
     path = write(folder, suffix, {name: row[name] for name in row})
     table = TABLES["measurement"]
     (frame, _), *_ = batches(folder, path.name, table.columns, table.required)
-    rows, counts = rows_of(table, frame, Clock(None, "never"))
+    rows, counts = rows_of(table, frame, Clock(timezone, "never"))
     return (rows.row(0, named=True) if len(rows) else None), counts
 
 
@@ -136,10 +136,7 @@ def test_an_id_of_any_type_is_one_number_everywhere(tmp_path, column, expected):
 
 @pytest.mark.parametrize(("cell", "expected"), IDS.items())
 def test_inspects_persons_are_read_as_all_ids(tmp_path, cell, expected):
-    for name, columns_ in (("study_mapping.tsv", MAPPING), ("splits.tsv", SPLITS)):
-        (tmp_path / name).write_text(
-            "\t".join(columns_) + "\n" + "\t".join({**columns_, "person_id": cell}.values()) + "\n"
-        )
+    inspects(tmp_path, person_id=cell)
     read = lambda: read_inspect_studies(tmp_path / "study_mapping.tsv", True)[0]["subject_id"]  # noqa: E731
     if expected == EMPTY:
         assert not len(read())  # nobody's study is in no split
@@ -147,14 +144,20 @@ def test_inspects_persons_are_read_as_all_ids(tmp_path, cell, expected):
         check_id(lambda: read()[0], expected)
 
 
+def inspects(folder, **cell):
+    for name, columns_ in (("study_mapping.tsv", MAPPING), ("splits.tsv", SPLITS)):
+        row = {column: cell.get(column, value) for column, value in columns_.items()}
+        (folder / name).write_text("\t".join(row) + "\n" + "\t".join(row.values()) + "\n")
+
+
 MAPPING = {
     "impression_id": "i",
-    "person_id": "",
+    "person_id": "1",
     "image_id": "m",
     "procedure_DATETIME": "2020-01-01",
     "provenance": "x",
 }
-SPLITS = {"impression_id": "i", "person_id": "", "split": "train"}
+SPLITS = {"impression_id": "i", "person_id": "1", "split": "train"}
 
 
 @pytest.mark.parametrize(("cell", "expected"), TIMES.items())
@@ -169,6 +172,50 @@ def test_a_time_as_text_is_one_moment_everywhere(tmp_path, suffix, cell, expecte
     row, counts = omop(tmp_path, suffix, measurement_date=cell)
     assert (row and row["time"]) == value
     assert (counts["unreadable_times"], counts["no_time"]) == (expected == UNREADABLE, value is None)
+
+
+LOCAL = {  # in Berlin; the clocks change on 29 March and 25 October 2020, at 01:00 UTC
+    "2020-07-01 12:00:00Z": datetime(2020, 7, 1, 14), "2020-01-01T12:00+01:00": datetime(2020, 1, 1, 12),
+    "2020-03-29 00:59:59 UTC": datetime(2020, 3, 29, 1, 59, 59), "2020-03-29 01:00:00+00": datetime(2020, 3, 29, 3),
+    "2020-10-25T02:30:00+02:00": datetime(2020, 10, 25, 2, 30), "2020-10-25 01:30 GMT": datetime(2020, 10, 25, 2, 30),
+    "2020-01-01 12:00:00.5-0530": datetime(2020, 1, 1, 18, 30, 0, 500_000),
+    "2019-12-31T23:30:00Z": datetime(2020, 1, 1, 0, 30), "2020-01-01 12:00:00": datetime(2020, 1, 1, 12),
+    "2020-01-01T12:00:00+01:00[Europe/Berlin]": datetime(2020, 1, 1, 12), "2020-13-01 12:00Z": UNREADABLE,
+    "2020-01-01 12:00 CET": ZONED, "2020-01-01 12:00 Europe/Berlin": ZONED, "2020-01-01 12:00+15:00": ZONED,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("cell", "expected"), LOCAL.items())
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_text_with_an_offset_or_utc_becomes_local_where_the_zone_is_known(tmp_path, suffix, cell, expected):
+    """The name of a zone alone is not guessed: CST is at -06:00 and at +08:00."""
+    value = expected if isinstance(expected, datetime) else None
+    assert study(tmp_path, suffix, timezone="Europe/Berlin", study_time=cell) == value
+    if expected == ZONED:
+        with refuses(columns.NAMED_ZONE.replace("+", r"\+")):
+            omop(tmp_path, suffix, timezone="Europe/Berlin", measurement_date=cell)
+        return
+    row, counts = omop(tmp_path, suffix, timezone="Europe/Berlin", measurement_date=cell)
+    assert (row and row["time"]) == value
+    assert counts["unreadable_times"] == (expected == UNREADABLE)
+    inspects(tmp_path, procedure_DATETIME=cell)
+    table = read_studies(tmp_path / "study_mapping.tsv", "never", "Europe/Berlin")
+    assert table.frame["study_time"].to_list() == ([] if value is None else [value])
+
+
+@pytest.mark.parametrize(
+    ("cells", "kinds"),
+    [
+        (
+            ["x", "1.5", "9e30", "7"],
+            "3 .*text that is no number: 1, fractions: 1, floats from 2.53 on.*: 1; write int64",
+        ),
+        ([2.0**53, 1.5, float("inf"), 7.0], r"3 .*\(fractions: 1, infinite or nan: 1, floats from 2.53 on.*: 1; write"),
+    ],
+)
+def test_ids_that_are_none_are_told_by_kind_and_not_shown(cells, kinds):
+    with pytest.raises(ConfigError, match=f"column c holds {kinds}"):
+        columns.whole_numbers(pl.Series(cells), "column c")
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
