@@ -8,6 +8,7 @@ CTPA/<image_id>.nii.gz
 
 from __future__ import annotations
 
+from fnmatch import fnmatch
 from pathlib import Path
 
 import polars as pl
@@ -70,8 +71,14 @@ def _with_ids(path: Path, columns: tuple[str, ...]) -> pl.DataFrame:
     return table.with_columns(person).select(columns)
 
 
+def _matching(folder: Path, pattern: str) -> list[Path]:
+    """Files of a folder in either letter case, compressed too, without what macOS keeps beside them."""
+    names = [path for path in sorted(folder.iterdir()) if path.is_file()] if folder.is_dir() else []
+    return [path for path in names if fnmatch(path.name.lower().removesuffix(".gz"), pattern)]
+
+
 def _beside(mapping: Path, pattern: str) -> Path:
-    found = sorted(mapping.parent.glob(pattern))
+    found = _matching(mapping.parent, pattern)
     if len(found) != 1:
         raise ConfigError(f"input.studies: {len(found)} files {pattern} beside {mapping.name}; one is needed")
     return found[0]
@@ -79,7 +86,7 @@ def _beside(mapping: Path, pattern: str) -> Path:
 
 def _crosswalk(mapping: Path) -> Path | None:
     pattern = "image_ehr_crosswalk*.csv"
-    found = [path for folder in (mapping.parent, mapping.parent / "EHR") for path in sorted(folder.glob(pattern))]
+    found = [path for folder in (mapping.parent, mapping.parent / "EHR") for path in _matching(folder, pattern)]
     if len(found) > 1:
         raise ConfigError(f"input.studies: {len(found)} files {pattern}; keep one")
     return found[0] if found else None
