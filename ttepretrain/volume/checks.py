@@ -67,10 +67,15 @@ class Flag(StrEnum):
     REPEATED_SLICE = "repeated_slice"  # the same image at two positions
     OTHER_SERIES = "other_series"  # further CT series in the folder were not read
     OTHER_PHASES = "other_phases"  # the series covers its positions several times; one pass was read
+    PADDING_DOUBTFUL = "padding_doubtful"  # stated padding lies among tissue: taken outside the field of view alone
+    STRAY_BITS = "stray_bits"  # bits above BitsStored differ: read as values or cleared, as their neighbours tell
     LOSSY = "lossy"
     NAN_TO_AIR = "nan_to_air"
     DUPLICATE_CONTENT = "DUPLICATE_CONTENT"  # another scan has the same voxels; set by doctor and jobs.prepare
-    AFFINES_DISAGREE = "affines_disagree"  # NIfTI sform and qform; the sform is used
+    AFFINES_DISAGREE = "affines_disagree"  # NIfTI sform, qform or voxel sizes; the sform is used unless it is a dummy
+    UNSCALED = "unscaled"  # NIfTI without a slope (0 or NaN): stored values are HU
+    HU_DOUBTFUL = "hu_doubtful"  # air, fat or muscle are not quite where HU would put them: hu.py
+    HU_CLIPPED = "hu_clipped"  # bone or air was cut off: the values of a window
 
 
 PADDING_HU = -1024  # written where nothing was measured: the lowest of CT's 12 bits, below air, which is -1000
@@ -118,21 +123,3 @@ def check_scaling(slope: float, intercept: float) -> None:
         raise BadStudy(Reason.BAD_SCALING, "slope or intercept is NaN or infinite")
     if not 1e-6 <= slope <= 1e3 or abs(intercept) > 1e5:
         raise BadStudy(Reason.BAD_SCALING, f"slope {slope:g}, intercept {intercept:g}")
-
-
-def check_hu(hu_DHW: np.ndarray) -> None:
-    """BadStudy unless the values look like HU: some air or lung, some soft tissue, nothing beyond what CT can store.
-
-    A NIfTI file does not state its modality. MR and unscaled CT look alike, with no air below -300: both are NOT_HU.
-    """
-    lowest, highest = float(hu_DHW.min()), float(hu_DHW.max())
-    if lowest == highest:
-        raise BadStudy(Reason.CONSTANT, f"every voxel is {lowest:g}")
-    if lowest < -32768 or highest > 65535:
-        raise BadStudy(Reason.NOT_HU, f"values from {lowest:g} to {highest:g}")
-    step = max(1, math.ceil((hu_DHW.size / 500_000) ** (1 / 3)))
-    sample = hu_DHW[step // 2 :: step, step // 2 :: step, step // 2 :: step]
-    air = float((sample < -300).mean())
-    tissue = float(((sample > -200) & (sample < 300)).mean())
-    if air < 0.001 or tissue < 0.01:
-        raise BadStudy(Reason.NOT_HU, f"{air:.1%} of voxels below -300 HU, {tissue:.1%} soft tissue")

@@ -5,7 +5,7 @@ read -> plausible HU? -> nearest axes to RAS+ -> clip -> centre -> resample -> r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -13,9 +13,11 @@ import numpy as np
 import torch
 
 from ttepretrain.errors import BadStudy
-from ttepretrain.volume.checks import Reason, check_hu
+from ttepretrain.volume.checks import Reason
 from ttepretrain.volume.dicom.choice import DEFAULT_READING, WHATEVER, Reading, Wanted
+from ttepretrain.volume.hu import check_hu
 from ttepretrain.volume.image import CTImage, to_ras, unflipped
+from ttepretrain.volume.other_formats import other_format
 from ttepretrain.volume.refusal import reads_files
 from ttepretrain.volume.resample import FWHM_PER_SIGMA, Limits, resample, separable
 from ttepretrain.volume.source import is_nifti, refuse_special
@@ -68,9 +70,13 @@ def read_ct(path: Path, reading: Reading = DEFAULT_READING, wanted: Wanted = WHA
     else:
         from ttepretrain.volume.dicom.reader import read_dicom
 
-        image = read_dicom(path, reading, wanted)
-    check_hu(image.hu_DHW)
-    return image
+        try:
+            image = read_dicom(path, reading, wanted)
+        except BadStudy as refusal:
+            if refusal.code == Reason.NOT_DICOM and (named := other_format(path)) is not None:
+                raise BadStudy(Reason.NOT_DICOM, named) from None
+            raise
+    return replace(image, flags=(*image.flags, *check_hu(image.hu_DHW)))
 
 
 def to_grid(image: CTImage, spec: VolumeSpec) -> tuple[np.ndarray, np.ndarray]:
