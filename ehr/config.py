@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import date
 from zoneinfo import ZoneInfo
 
+from ehr.schema import QUALIFIED
 from ttepretrain.config import require, require_choice
 
 
@@ -40,12 +41,20 @@ class EhrConfig:
         require_choice("ehr.date_only", self.date_only, ("midnight", "day_end", "never"))
         require_choice("ehr.death_before_horizon", self.death_before_horizon, ("negative", "censored"))
         require(self.blackout_days >= 0, "ehr.blackout_days", self.blackout_days, "must not be negative")
+        require(self.blackout_days <= 36_525, "ehr.blackout_days", self.blackout_days, "must be at most 36,525 days")
         require(self.num_tasks >= 1, "ehr.num_tasks", self.num_tasks, "must be at least 1")
         require(self.num_bins >= 1, "ehr.num_bins", self.num_bins, "must be at least 1")
         require(
-            all(isinstance(code, str) and code for code in self.exclude or []),
+            all(isinstance(code, str) and code.strip("* ") and code == code.strip() for code in self.exclude or []),
             "ehr.exclude", self.exclude, "must be codes; a trailing * stands for any ending",
         )  # fmt: skip
+        require(
+            all(isinstance(path, str) and path for path in self.label_tables or []),
+            "ehr.label_tables", self.label_tables, "must be paths of tables",
+        )  # fmt: skip
+        for key, path in (("ehr.phenotypes", self.phenotypes), ("ehr.tasks", self.tasks)):
+            require(path != "", key, path, "must be the path of a file")
+        require_plain("ehr.exclude", self.exclude or [])
         require(self.min_events >= 1, "ehr.min_events", self.min_events, "must be at least 1")
         require(self.min_patients >= 1, "ehr.min_patients", self.min_patients, "must be at least 1")
         require(
@@ -63,15 +72,26 @@ class EhrConfig:
         require(
             _parses(date.fromisoformat, self.cutoff_date), "ehr.cutoff_date", self.cutoff_date, "must be YYYY-MM-DD"
         )
-        require(
-            0 <= self.max_lost_fraction <= 1, "ehr.max_lost_fraction", self.max_lost_fraction, "must lie in [0, 1]"
-        )
+        require(0 <= self.max_lost_fraction <= 1, "ehr.max_lost_fraction", self.max_lost_fraction, "must lie in [0, 1]")
         require_choice("ehr.period_end", self.period_end, ("stated", "last_event"))
+        require(
+            self.period_end == "stated" or self.followup == "observation_period",
+            "ehr.period_end", self.period_end, "is only used with ehr.followup=observation_period",
+        )  # fmt: skip
         require(
             all(isinstance(concept, int) and concept > 0 for concept in self.omop_inpatient or []),
             "ehr.omop_inpatient", self.omop_inpatient, "must be concept ids, such as [9203, 581385]",
         )  # fmt: skip
         require(_parses(ZoneInfo, self.timezone), "ehr.timezone", self.timezone, "must be a zone such as Europe/Berlin")
+
+
+def require_plain(key: str, codes: list[str]) -> None:
+    """ConfigError for a kind of death (MEDS_DEATH//x) or birth, which the run knows as MEDS_DEATH alone."""
+    for code in codes:
+        require(
+            not code.startswith(QUALIFIED), key, code,
+            f"has no events of its own: every {code.split('//')[0]}//... is read as {code.split('//')[0]}, name that",
+        )  # fmt: skip
 
 
 def _parses(parse: Callable[[str], object], value: str | None) -> bool:

@@ -20,7 +20,8 @@ import polars as pl
 
 from ehr.schema import DAY_US
 
-NEVER = np.iinfo(np.int64).max  # time of a static event: after everything, no multiple of a day
+NEVER = np.iinfo(np.int64).max  # time of a static event: after everything, and no date under any rule
+LAST_MINUTE_US, LAST_SECOND_US = DAY_US - 60_000_000, DAY_US - 1_000_000  # 23:59:00 and 23:59:59
 
 Times = TypeVar("Times", int, np.ndarray, pl.Expr)  # of microseconds
 Truth = TypeVar("Truth", bool, np.ndarray, pl.Expr)
@@ -50,12 +51,31 @@ def side_of_scan(start: Times, end: Times, index: Times, index_last: Times, blac
     return Side(feature=end <= index, after=start > index_last + blackout)
 
 
+def is_date(time: Times, date_only: str) -> Truth:
+    """Whether a time (us) is a date without a time of day, under `ehr.date_only`. Nothing else decides it.
+
+    midnight: at 00:00:00. day_end: there, at 23:59:00 or in the day's last second too. never: no time is.
+    """
+    if date_only == "never":
+        return time != time
+    if date_only == "midnight":
+        return time // DAY_US * DAY_US == time
+    within = time - time // DAY_US * DAY_US
+    return (within == 0) | ends_day(within)
+
+
+def ends_day(within: Times) -> Truth:
+    """Whether a time of day (us) is 23:59:00 or in the day's last second, where `day_end` writes dates without one."""
+    return (within == LAST_MINUTE_US) | (within >= LAST_SECOND_US)
+
+
 def intervals(time: np.ndarray, death: np.ndarray, date_only: str) -> tuple[np.ndarray, np.ndarray]:
     """Start and end of events from their times (int64 us; NEVER stays NEVER) and whether they are deaths."""
-    if date_only != "midnight":
+    if date_only == "never":
         return time, time
-    end = time + DAY_US * (time // DAY_US * DAY_US == time)
-    start, dead = time.copy(), np.flatnonzero(death)
+    bare = is_date(time, date_only)
+    start = time.copy() if date_only == "midnight" else np.where(bare, time // DAY_US * DAY_US, time)
+    end, dead = start + DAY_US * bare, np.flatnonzero(death)
     start[dead] = end[dead]
     return start, end
 

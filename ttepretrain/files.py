@@ -56,6 +56,19 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def files_below(folder: Path) -> list[str]:
+    """Names of all files below a folder, relative to it, ascending. Follows links to folders, into each folder once."""
+    names, seen = [], {os.path.realpath(folder)}
+    for root, inner, files in os.walk(folder, followlinks=True):
+        # a link to a folder above would go round forever, one to a folder beside would read everything twice
+        places = {os.path.realpath(Path(root) / name): name for name in sorted(inner, reverse=True)}
+        inner[:] = sorted(name for place, name in places.items() if place not in seen)
+        seen |= places.keys()
+        below = Path(os.path.relpath(root, folder))
+        names += [(below / name).as_posix() for name in files]
+    return sorted(names)
+
+
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -30,6 +30,7 @@ from ehr.conversion import convert_omop
 from ehr.omop_losses import judge_conversion
 from ehr.phenotype_file import read_phenotypes
 from ehr.sources.meds import MedsSource, read_metadata
+from ehr.sources.meds_files import event_files
 from ehr.sources.nested import convert_nested, is_nested
 from ehr.sources.omop import Clock
 from ehr.sources.tables import Tables, find_tables
@@ -61,7 +62,10 @@ def open_records(
     neither MEDS nor OMOP, and what the conversions raise.
     """
     inputs = {name: inputs[name] for name in ("ehr", "ontology")} | {"code": closure_hash(__name__)}
-    tables, given = _tables(ehr, ontology)
+    tables, given = tables_of(ehr, ontology)
+    for key, read in (("input.ehr", tables), ("input.ontology", given)):
+        if read is not None:
+            read.warn_unread(key)
     vocabularies = [found for found in (tables, given) if found is not None]
     meds, stamps = ehr, {}
     if tables is not None:
@@ -91,17 +95,22 @@ def open_records(
     )
 
 
-def _tables(ehr: Path, ontology: Path | None) -> tuple[Tables | None, Tables | None]:
-    """OMOP tables of input.ehr (None: it is a MEDS data set) and vocabulary tables of input.ontology."""
+def tables_of(ehr: Path, ontology: Path | None) -> tuple[Tables | None, Tables | None]:
+    """OMOP tables of input.ehr (None: it is a MEDS data set) and vocabulary tables of input.ontology.
+
+    Raises ConfigError for an input that is neither.
+    """
     found = find_tables(ehr)
     tables = found if "person" in found.files else None
-    if tables is None and not any(ehr.glob("data/**/*.parquet")):
+    if tables is None and not event_files(ehr).read:
+        found.warn_unread("input.ehr")
         raise ConfigError(
             f"input.ehr: {ehr} is neither a MEDS data set (data/**/*.parquet) nor an OMOP CDM extract (person, "
             "visit_occurrence, condition_occurrence, ... as .parquet, .csv or .csv.gz); give the root of one"
         )
     given = find_tables(ontology) if ontology is not None else None
     if given is not None and "concept" not in given.files:
+        given.warn_unread("input.ontology")
         raise ConfigError(f"input.ontology: {ontology} holds no table CONCEPT; give an unpacked Athena export")
     return tables, given
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 
 from ehr.codes.codes import CodeIndex
-from ehr.config import EhrConfig
+from ehr.config import EhrConfig, require_plain
 from ttepretrain.errors import ConfigError
 from ttepretrain.log import log
 from ttepretrain.tasks import TaskSet
@@ -24,6 +24,7 @@ def frozen_tasks(config: EhrConfig) -> TaskSet | None:
             raise ConfigError(
                 f"ehr.{key} is {ours}, but the tasks of ehr.tasks were fitted with {theirs}; set ehr.{key}={theirs}"
             )
+    require_plain("ehr.tasks", frozen.codes)
     return frozen
 
 

@@ -8,7 +8,10 @@ from __future__ import annotations
 import numpy as np
 
 from ehr.compiled import compiled
-from ehr.timeline import NEVER
+from ehr.schema import DAY_US
+from ehr.timeline import NEVER, ends_day
+
+_ends_day = compiled(ends_day)
 
 
 def find_moments(subject: np.ndarray, time: np.ndarray, code: np.ndarray, death: int) -> tuple[np.ndarray, bool, int]:
@@ -49,6 +52,17 @@ def kinds_of_codes(code: np.ndarray, kind: np.ndarray, rows: np.ndarray, num_cod
             highest[code[event]] = max(highest[code[event]], kind[place])
         begin += rows[place]
     return highest
+
+
+@compiled
+def clock_counts(time: np.ndarray) -> tuple[int, int]:
+    """How many moments have a time, and how many of these are where `ehr.date_only=day_end` reads a date."""
+    timed, ends = 0, 0
+    for moment in range(len(time)):
+        at = time[moment]
+        timed += np.int64(at != NEVER)  # type: ignore[assignment]
+        ends += np.int64(_ends_day(at - at // DAY_US * DAY_US))  # type: ignore[assignment]
+    return timed, ends
 
 
 def looked_up(table: np.ndarray, places: np.ndarray) -> np.ndarray:

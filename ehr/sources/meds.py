@@ -1,8 +1,10 @@
 """MEDS data sets (0.3, 0.4): flat parquet shards under `data/`, code metadata under `metadata/`.
 
-Tolerated: further columns, any string or integer width, rows in any order, duplicates, subjects spread over shards.
-Refused with the file and column named: zoned times without `ehr.timezone`, null or floating ids, times as text.
-Dropped and counted: null or empty codes, placeholder dates.
+Tolerated: further columns, any string or integer width, rows in any order, duplicates, subjects spread over shards,
+Spark's folders of part files, links, MEDS_DEATH//anything for MEDS_DEATH (and so of births).
+Refused with the file and column named: zoned times without `ehr.timezone`, null or floating ids, times as text, a
+column that is there twice.
+Dropped and counted: null or empty codes, placeholder dates; a death on such a date becomes one without a date.
 """
 
 from __future__ import annotations
@@ -16,22 +18,19 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
-from ehr.schema import BIRTH, DEATH, EVENTS, METADATA
+from ehr.schema import BIRTH, DEATH, EVENTS, METADATA, QUALIFIED
 from ehr.sources import sentinels
+from ehr.sources.meds_files import CODES_FILE, UNREADABLE, check_codes, check_schema, event_files, unreadable
 from ehr.timeline import NEVER
-from ttepretrain.errors import BadDataError, ConfigError, IntegrityError
+from ttepretrain.errors import BadDataError, ConfigError
 
 BATCH_ROWS = 1 << 20  # decoded at a time: 24 MB, whatever the size of file or row group
 READ_BYTES = 1 << 20  # compressed bytes of a column held at a time
 
 
-# a flipped byte can panic inside polars instead of raising
-UNREADABLE = (pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, UnicodeDecodeError)
-
-
 _NAMED = (pl.col("code") != "").fill_null(False).alias("named")
 _BIRTH, _DEATH = ((pl.col("code") == name).fill_null(False).alias(name) for name in (BIRTH, DEATH))
-_TEXT = pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null
+_QUALIFIED = pl.any_horizontal(pl.col("code").str.starts_with(prefix) for prefix in QUALIFIED).fill_null(False)
 
 
 @dataclass(frozen=True)
@@ -41,9 +40,9 @@ class Batch:
     subject_id: np.ndarray  # int64
     time: np.ndarray  # int64 us; NEVER for static events
     code: np.ndarray  # int32, place in `codes`
-    codes: pl.Series  # strings, unique; may hold some that no event has
+    codes: pl.Series  # strings as `plain` makes them, unique; may hold some that no event has
     death: int  # place of MEDS_DEATH; -1 without it
-    counts: dict  # rows, static, null_codes, placeholder_dates (none: left out), of all rows read
+    counts: dict  # rows, static, null_codes, placeholder_dates, qualified_codes (none: left out), of all rows read
     placeholders: pl.Series  # codes of the rows that were dropped for their date
 
     def by_subject(self) -> Batch:
@@ -64,10 +63,10 @@ class MedsSource:
         """Names of the event files, relative to the folder, ascending. ConfigError when there is none."""
         if not self.folder.is_dir():
             raise ConfigError(f"input.ehr: {self.folder} is not a folder; give the root of a MEDS data set")
-        names = sorted(str(path.relative_to(self.folder)) for path in self.folder.glob("data/**/*.parquet"))
-        if not names:
+        files = event_files(self.folder)
+        if not files.read:
             raise ConfigError(f"input.ehr: {self.folder} holds no data/**/*.parquet; give the root of a MEDS data set")
-        return names
+        return list(files.read)
 
     def batches(self, name: str) -> Iterator[Batch]:
         """Events of one file. Raises ConfigError for a column that cannot be read exactly, BadDataError for bad ids,
@@ -75,16 +74,17 @@ class MedsSource:
         """
         try:
             metadata = parquet.read_metadata(self.folder / name)
-            _check(name, metadata.schema.to_arrow_schema(), self)
+            check_schema(name, metadata.schema.to_arrow_schema(), self.timezone, self.date_only)
             # dictionaries as they are stored, of any string type: a string per event would take twice the time
             options = {"metadata": metadata, "read_dictionary": ["code"], "buffer_size": READ_BYTES}
             options["page_checksum_verification"] = True  # of the pages that have one
+            options["coerce_int96_timestamp_unit"] = "us"  # Spark's: as ns, the year 9999 would become 1816
             with parquet.ParquetFile(self.folder / name, **options) as file:
                 for group in range(file.num_row_groups):
                     for rows in file.iter_batches(BATCH_ROWS, [group], list(EVENTS), use_threads=False):
                         yield self._batch(name, rows)
         except UNREADABLE as error:
-            raise unreadable(name, error) from None
+            raise unreadable(self.folder, name, error) from None
 
     def codes(self, name: str) -> pl.Series:
         """Codes that the file's usable events have."""
@@ -97,15 +97,19 @@ class MedsSource:
 
         subject_id, (code, codes) = _subject(name, rows.column("subject_id")), _code(rows.column("code"))
         time = self._time(rows.column("time"))
-        named, birth, is_death = codes.to_frame().select(_NAMED, _BIRTH, _DEATH).to_numpy().T
-        death = int(is_death.argmax()) if is_death.any() else -1
         counts = {"rows": len(time), "static": rows.column("time").null_count}
+        named, birth, dead, qualified = codes.to_frame().select(_NAMED, _BIRTH, _DEATH, _QUALIFIED).to_numpy().T
+        if qualified.any():
+            counts["qualified_codes"] = int(np.append(qualified, False)[code].sum())
+            code, codes = _plain(code, codes)
+            named, birth, dead = codes.to_frame().select(_NAMED, _BIRTH, _DEATH).to_numpy().T
+        death = int(dead.argmax()) if dead.any() else -1
         all_coded = named.all() and code.min(initial=0) >= 0
-        if all_coded and not any_placeholder(time, sentinels.ALWAYS, sentinels.TOO_LATE, sentinels.MIDNIGHTS):
+        if all_coded and not any_placeholder(time, sentinels.FIRST, sentinels.TOO_LATE, sentinels.DAYS):
             return Batch(subject_id, time, code, codes, death, counts, codes.clear())
-        named, birth = np.append(named, False), np.append(birth, False)  # the last one: null
-        usable, uncoded, placeholders = usable_rows(
-            time, code, named, birth, sentinels.ALWAYS, sentinels.TOO_LATE, sentinels.MIDNIGHTS
+        named, birth, dead = (np.append(its, False) for its in (named, birth, dead))  # the last one: null
+        usable, time, uncoded, placeholders = usable_rows(
+            time, code, named, birth, dead, sentinels.FIRST, sentinels.TOO_LATE, sentinels.DAYS
         )
         counts |= {"null_codes": uncoded, "placeholder_dates": placeholders}
         dropped = codes.gather(code[~usable & named[code]])
@@ -119,33 +123,31 @@ class MedsSource:
         if not isinstance(time.dtype, pl.Datetime):
             time = time.cast(pl.Datetime("us"))
         elif time.dtype.time_zone is not None:
-            assert self.timezone is not None  # _check_time refuses the file otherwise
-            time = time.dt.convert_time_zone(self.timezone).dt.replace_time_zone(None)
+            assert self.timezone is not None  # check_schema refuses the file otherwise
+            stored = time.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+            local = time.dt.convert_time_zone(self.timezone).dt.replace_time_zone(None)
+            # the epoch is a placeholder in whatever zone it is read
+            stand_in = stored.dt.cast_time_unit("us").to_physical().is_in(sentinels.DAYS).fill_null(False)
+            time = local.zip_with(~stand_in, stored)
         return time.dt.cast_time_unit("us").to_physical().clip(upper_bound=NEVER - 1).fill_null(NEVER).to_numpy()
 
 
-def _check(name: str, schema: pa.Schema, source: MedsSource) -> None:
-    """ConfigError naming the column that is missing or whose type does not say exactly what it holds."""
-    for column in EVENTS:
-        if schema.get_all_field_indices(column) == []:
-            raise ConfigError(f"{name}: no column {column}; a MEDS file has subject_id, time and code")
-    types = {column: schema.field(column).type for column in EVENTS}
-    if not (pa.types.is_integer(types["subject_id"]) or pa.types.is_null(types["subject_id"])):
-        ids = "ids must be integers (floats above 2^53 collide)"
-        raise ConfigError(f"{name}: column subject_id is {types['subject_id']}; {ids}")
-    code = types["code"].value_type if pa.types.is_dictionary(types["code"]) else types["code"]
-    if not any(is_type(code) for is_type in _TEXT):
-        raise ConfigError(f"{name}: column code is {types['code']}; write it as text")
-    _check_time(name, types["time"], source)
+def plain(code: pl.Expr) -> pl.Expr:
+    """Codes as the run knows them: MEDS_DEATH for MEDS_DEATH//anything, and so for births. Nothing else decides it."""
+    for prefix in QUALIFIED:
+        code = pl.when(code.str.starts_with(prefix)).then(pl.lit(prefix.rstrip("/"))).otherwise(code)
+    return code
 
 
-def _check_time(name: str, time: pa.DataType, source: MedsSource) -> None:
-    if pa.types.is_date(time) and source.date_only != "midnight":
-        raise ConfigError(f"{name}: column time holds dates, which ehr.date_only=never cannot place; use midnight")
-    if not (pa.types.is_timestamp(time) or pa.types.is_date(time) or pa.types.is_null(time)):
-        raise ConfigError(f"{name}: column time is {time}; write it as timestamp[us] without a zone")
-    if pa.types.is_timestamp(time) and time.tz is not None and source.timezone is None:
-        raise ConfigError(f"{name}: column time has zone {time.tz}; set ehr.timezone to the local zone")
+def _plain(code: np.ndarray, codes: pl.Series) -> tuple[np.ndarray, pl.Series]:
+    """Places and strings, unique, of plain codes."""
+    every = codes.to_frame().select(plain(pl.col("code"))).to_series()
+    unique = every.unique(maintain_order=True)
+    numbers = pl.DataFrame({"code": unique}).with_row_index("number")
+    place = every.to_frame().join(numbers, on="code", how="left", maintain_order="left", nulls_equal=True)["number"]
+    code = np.append(place.to_numpy().astype(np.int32), np.int32(-1))[code]  # -1, null, is the last one
+    code.flags.writeable = False  # the loops are compiled for one kind
+    return code, unique
 
 
 def _subject(name: str, column: pa.Array) -> np.ndarray:
@@ -192,22 +194,17 @@ def _series(column: pa.Array) -> pl.Series:
 
 
 def read_metadata(folder: Path) -> pl.DataFrame | None:
-    """`metadata/codes.parquet` in the columns of schema.METADATA; None when the file is absent."""
-    path, name = folder / "metadata" / "codes.parquet", "metadata/codes.parquet"
+    """`metadata/codes.parquet` in the columns of schema.METADATA, codes plain; None when the file is absent."""
+    path, name = folder / CODES_FILE, CODES_FILE
     if not path.exists():
         return None
+    check_codes(folder)
     try:
-        lazy = pl.scan_parquet(path, glob=False)
-        schema = lazy.collect_schema()
-        if "code" not in schema:
-            raise ConfigError(f"{name}: no column code")
-        columns = [pl.col(c).cast(t) if c in schema else pl.lit(None, t).alias(c) for c, t in METADATA.items()]
-        return lazy.select(columns).filter(pl.col("code").is_not_null() & (pl.col("code") != "")).collect()
+        with parquet.ParquetFile(path) as file:
+            listed = [column for column in METADATA if column in file.schema_arrow.names]
+            table = pl.DataFrame(pl.from_arrow(file.read(listed)))
     except UNREADABLE as error:
-        raise unreadable(name, error) from None
-
-
-def unreadable(name: str, error: Exception) -> IntegrityError:
-    return IntegrityError(
-        f"{name}: not readable as parquet ({type(error).__name__}); labels need every file, restore it"
-    )
+        raise unreadable(folder, name, error) from None
+    table = table.select(pl.col(c).cast(t) if c in listed else pl.lit(None, t).alias(c) for c, t in METADATA.items())
+    table = table.filter(pl.col("code").is_not_null() & (pl.col("code") != ""))
+    return table.with_columns(plain(pl.col("code")).alias("code"), pl.col("parent_codes").list.eval(plain(pl.element())))

@@ -4,7 +4,8 @@
 0.2    patient_id, events [time (null: static), code, numeric_value]
 flat   subject_id, time, code, numeric_value
 
-Ids, times and codes are copied unchecked: reading the flat files refuses or counts what is wrong with them.
+Ids, times and codes are copied unchecked, apart from what these versions wrote for birth and death: reading the flat
+files refuses or counts what is wrong with them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -20,12 +22,14 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from ehr.schema import BIRTH, DEATH, METADATA
-from ehr.sources.meds import READ_BYTES, UNREADABLE, MedsSource, read_metadata, unreadable
+from ehr.sources.meds import READ_BYTES, MedsSource, plain, read_metadata
+from ehr.sources.meds_files import UNREADABLE, check_codes, check_columns, check_schema, event_files, unreadable
 from ttepretrain.errors import BadDataError, ConfigError, IntegrityError, declared_full_disk
 
 PATIENTS = 64  # exploded at a time; at INSPECT's density .75 million measurements
 PART_ROWS = 1_000_000  # of a written file, until a batch of patients is full
 FLAT_FILES = "the flat MEDS files that nested ones become"  # in messages
+HEADERS_TOGETHER = 16  # read at a time; a footer takes a millisecond, and a network's answer ten
 FIXED_CODES = {"SNOMED/184099003": BIRTH, "SNOMED/419620001": DEATH}  # what these versions wrote for them
 
 _EVENT, _CODED = ("events",), ("events", "measurements")
@@ -41,6 +45,23 @@ def is_nested(folder: Path) -> bool:
     return "events" in _schema(folder, name).names
 
 
+def check_headers(folder: Path, timezone: str | None, date_only: str) -> None:
+    """What the headers alone tell of a MEDS data set, flat or nested: ConfigError for columns that are missing, there
+    twice or of a type that cannot be read exactly, IntegrityError for a file without a whole footer.
+    """
+    names = MedsSource(folder).shards()
+    nested = "events" in _schema(folder, names[0]).names
+
+    def check(name: str) -> None:
+        schema = _schema(folder, name)
+        _check(name, schema) if nested else check_schema(name, schema, timezone, date_only)
+
+    with ThreadPoolExecutor(HEADERS_TOGETHER) as threads:
+        for _ in threads.map(check, names):
+            pass
+    check_codes(folder)
+
+
 def convert_nested(folder: Path, destination: Path, map_shards: Callable) -> dict:
     """Write the flat data set into an empty folder; returns the counts of what was read and dropped.
 
@@ -49,6 +70,7 @@ def convert_nested(folder: Path, destination: Path, map_shards: Callable) -> dic
     """
     (destination / "data").mkdir()
     (destination / "metadata").mkdir()
+    found_files = event_files(folder)
     files = list(enumerate(MedsSource(folder).shards()))
     found = map_shards(partial(flatten_file, folder=folder, destination=destination), files)
     counts = sum((Counter(part) for part in found), Counter())
@@ -61,7 +83,8 @@ def convert_nested(folder: Path, destination: Path, map_shards: Callable) -> dic
             metadata.write_parquet(destination / "metadata" / "codes.parquet")
         origin = {"dataset_name": "nested MEDS", "etl_name": "ttepretrain", "meds_version": "0.4.0"}
         (destination / "metadata" / "dataset.json").write_text(json.dumps(origin, indent=1) + "\n")
-    return {"files": len(files)} | {name: counts[name] for name in _COUNTS}
+    of_files = {"files": len(files), "junk_files": found_files.junk, "unread_files": list(found_files.left)}
+    return of_files | {name: counts[name] for name in _COUNTS}
 
 
 def flatten_file(item: tuple[int, str], folder: Path, destination: Path) -> dict:
@@ -99,7 +122,7 @@ def _batches(folder: Path, name: str) -> Iterator[tuple[pl.DataFrame, dict]]:
                 batch.validate(full=True)  # polars would take bytes that are no UTF-8 for text
                 yield _exploded(pl.DataFrame(pl.from_arrow(batch)))
     except UNREADABLE as error:
-        raise unreadable(name, error) from None
+        raise unreadable(folder, name, error) from None
 
 
 def _exploded(patients: pl.DataFrame) -> tuple[pl.DataFrame, dict]:
@@ -120,7 +143,7 @@ def _exploded(patients: pl.DataFrame) -> tuple[pl.DataFrame, dict]:
     if "numeric_value" not in rows.columns:
         rows = rows.with_columns(numeric_value=None)
     code = pl.col("code").cast(pl.String)
-    fixed = code.replace(FIXED_CODES)
+    fixed = plain(code.replace(FIXED_CODES))
     counts |= {"rows": len(rows), "static": rows["time"].null_count()}
     counts |= {name.lower(): rows.select((fixed == name).sum()).item() for name in (BIRTH, DEATH)}
     value = pl.col("numeric_value").cast(pl.Float32, strict=False)
@@ -141,23 +164,25 @@ def _schema(folder: Path, name: str) -> pa.Schema:
     try:
         return parquet.read_schema(folder / name)
     except UNREADABLE as error:
-        raise unreadable(name, error) from None
+        raise unreadable(folder, name, error) from None
 
 
 def _check(name: str, schema: pa.Schema) -> None:
-    """ConfigError naming the column that is missing or is no list of what it should be."""
+    """ConfigError naming the column that is missing, there twice or no list of what it should be."""
+    check_columns(name, schema.names, ("patient_id", "events"))
     event = _entry(schema, "events")
     if event is None or event.get_field_index("time") < 0:
-        found = schema.field("events").type if "events" in schema.names else "missing"
+        found = schema.field("events").type
         raise ConfigError(
             f"{name}: column events is {found}; nested MEDS has a list of events with time and measurements"
         )
     measurement = _entry(event, "measurements") or event
     static = _entry(schema, "static_measurements") or measurement
     if min(measurement.get_field_index("code"), static.get_field_index("code")) < 0:
-        raise ConfigError(f"{name}: a measurement of column events or static_measurements has no code")
-    if "patient_id" not in schema.names:
-        raise ConfigError(f"{name}: no column patient_id; nested MEDS has one row per patient")
+        raise ConfigError(
+            f"{name}: a measurement of column events or static_measurements has no code, or several; it has "
+            f"{', '.join(field.name for field in measurement)}"
+        )
 
 
 def _entry(parent: pa.Schema | pa.StructType, column: str) -> pa.StructType | None:

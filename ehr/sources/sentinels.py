@@ -6,18 +6,22 @@ from datetime import datetime, timedelta
 
 import polars as pl
 
+from ehr.schema import DAY_US
+from ehr.timeline import is_date
+
 
 def _us(time: datetime) -> int:
     return (time - datetime(1970, 1, 1)) // timedelta(microseconds=1)
 
 
-ALWAYS = _us(datetime(1900, 1, 1))  # this instant and everything before it
-MIDNIGHTS = _us(datetime(1970, 1, 1)), _us(datetime(2099, 12, 31))  # exactly; a birth may lie there
+FIRST = _us(datetime(1900, 1, 2))  # everything before it is none
+DAYS = _us(datetime(1970, 1, 1)), _us(datetime(2099, 12, 31))  # as dates without a time of day; a birth may lie there
 TOO_LATE = _us(datetime(2300, 1, 1))  # and everything after it: no shifted calendar reaches it
 
 
 def is_sentinel(time: pl.Series, births: bool = False) -> pl.Series:
-    """Bool: no date, though one is written (datetime[us]). births: the two midnights are dates."""
+    """Bool: no date, though one is written (datetime[us]). births: the two days are dates."""
     at = time.to_physical()
-    odd = (at <= ALWAYS) | (at >= TOO_LATE)
-    return (odd if births else odd | at.is_in(MIDNIGHTS)).fill_null(False)
+    odd = (at < FIRST) | (at >= TOO_LATE)
+    days = (at // DAY_US * DAY_US).is_in(DAYS) & pl.select(is_date(at, "day_end")).to_series()
+    return (odd if births else odd | days).fill_null(False)

@@ -208,9 +208,14 @@ def test_numbers_of_a_part_of_a_column_are_those_of_the_part(its):
     assert filled(pa.array(values, pa.int64())[its], -7, 30).tolist() == expected
 
 
-def test_a_birth_at_the_epoch_is_a_birth(tmp_path, meds, label, studies):
-    born = meds.write(tmp_path / "born", [[*ROWS, (1, datetime(1970, 1, 1), "MEDS_BIRTH")]])
-    assert label(born, studies).covariates["age_years"][0] == pytest.approx(180.4, abs=0.1)
+@pytest.mark.parametrize(
+    ("born", "year", "age"), [(datetime(1970, 1, 1), 2020, 50.4), (datetime(2099, 12, 31), 2150, 50.4)]
+)
+def test_a_birth_on_a_placeholder_day_is_a_birth(tmp_path, meds, label, born, year, age):
+    rows = [(s, time and time.replace(year=year), code) for s, time, code in ROWS]
+    studies = meds.studies([(s, T0.replace(year=year), "train") for s in (1, 2, 3, 4)])
+    folder = meds.write(tmp_path / "born", [[*rows, (1, born, "MEDS_BIRTH")]])
+    assert label(folder, studies).covariates["age_years"][0] == pytest.approx(age, abs=0.1)
 
 
 def test_events_after_death_and_before_birth_are_counted(tmp_path, meds, label, studies):
