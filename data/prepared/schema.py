@@ -160,7 +160,13 @@ LABELS = Table(
 )
 EHR_COVARIATES = (
     STUDY,
-    Column("age_years", NUMBER, "age at t0", "years of 365.25 days", null="no birth on record"),
+    Column(
+        "age_years",
+        NUMBER,
+        "age at t0",
+        "years of 365.25 days",
+        null="no birth, births that disagree, or not in [0, 120]",
+    ),
     Column("sex", TEXT, "M or F", null="not on record, or contradictory"),
 )
 PAST_CODES = Column("past_codes", TEXTS, "codes up to t0 and all codes above them; ascending")
@@ -190,7 +196,9 @@ PHENOTYPES = Table(
         Column("phenotype", TEXT, "name of the phenotype"),
         Column("kind", TEXT, "prognosis (after the scan) or diagnosis (at its time)"),
         Column("horizon_days", NUMBER, "an event counts up to this time", "days", null="time to event, or a diagnosis"),
-        Column("label", YES_NO, "the event happened by the horizon", null="censored before the horizon"),
+        Column(
+            "label", YES_NO, "the event happened by the horizon", null="censored earlier, or died at an unknown time"
+        ),
         Column("event", YES_NO, "the event happened in follow-up", null="a label table that knows the horizon alone"),
         Column("competing", YES_NO, "no event, and death ended follow-up", null="a label table that does not say"),
         Column("time_days", NUMBER, "time of the event, or of censoring", "days", null="a diagnosis, or not known"),
