@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from pydicom.encaps import generate_frames
+from pydicom.encaps import encapsulate, generate_fragments, generate_frames, parse_fragments
 from pydicom.pixels import get_decoder
+from pydicom.pixels.utils import get_j2k_parameters
 
 from ttepretrain.errors import BadStudy
 from ttepretrain.volume.checks import Reason
@@ -39,6 +40,7 @@ MEMORY_BYTES = 2**30  # beyond what the process uses when it starts
 FRAME, REFUSED, FAILED = 0, 1, 2
 REQUEST, REPLY = struct.Struct("<Q"), struct.Struct("<BQ")
 INFLATE_BYTES = 2**20  # at a time
+FRAME_HEADERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # second byte of the marker, of JPEG and JPEG-LS
 END_OF_IMAGE = b"\xff\xd9"  # ends every codestream of the JPEG family
 NO_DECODER = "no decoder for this transfer syntax; most are read where ttepretrain[codecs] is installed"
 
@@ -120,13 +122,12 @@ def _timed(frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def decode(coded: CodedFile) -> Iterator[np.ndarray]:
-    """Stored values [H, W], int16 or uint16, of each frame in the order of the file."""
-    wanted = np.dtype(np.int16 if coded.signed else np.uint16)
+    """Stored bit patterns [H, W], uint16, of each frame in the order of the file."""
     with Path(coded.file).open("rb") as handle:
         for frame_HW in _inflated(handle, coded) if coded.syntax == DEFLATED else _decoded(handle, coded):
             if frame_HW.shape != (coded.rows, coded.columns):
                 raise BadStudy(Reason.UNREADABLE, "the picture does not have the size its header states")
-            yield np.ascontiguousarray(frame_HW, wanted)
+            yield np.ascontiguousarray(frame_HW, np.uint16)
 
 
 def _decoded(handle: BinaryIO, coded: CodedFile) -> Iterator[np.ndarray]:
@@ -134,33 +135,70 @@ def _decoded(handle: BinaryIO, coded: CodedFile) -> Iterator[np.ndarray]:
     installed = [name for name in DECODERS[coded.syntax] if name in decoder.available_plugins]
     if not installed:
         raise BadStudy(Reason.UNSUPPORTED_SYNTAX, NO_DECODER)
-    handle.seek(coded.at)
     if coded.syntax.startswith(ENCAPSULATED):
-        _check_ends(handle, coded.frames)
+        for codestream in _codestreams(handle, coded):
+            # decoders silently invent what is missing; zeros behind the end are padding
+            if not codestream.rstrip(b"\0\xff").endswith(END_OF_IMAGE):
+                raise BadStudy(Reason.UNREADABLE, "a compressed picture ends early")
+    for codestream in _codestreams(handle, coded):
+        # unsigned, whatever the header says: decoders and codestreams do not agree on where a sign is
+        frames = decoder.iter_array(
+            encapsulate([codestream]),
+            raw=True,
+            decoding_plugin=installed[0],
+            number_of_frames=1,
+            rows=coded.rows,
+            columns=coded.columns,
+            samples_per_pixel=1,
+            photometric_interpretation="MONOCHROME2",
+            bits_allocated=16,
+            bits_stored=coded.bits_stored,
+            pixel_representation=0,
+        )
+        frame_HW = next(frames)[0].astype(np.uint16, copy=False)
+        yield _sign_extended(frame_HW, codestream, coded) if coded.signed else frame_HW
+
+
+def _codestreams(handle: BinaryIO, coded: CodedFile) -> Iterator[bytes]:
+    """The compressed bytes of each frame. The offset table counts only where frames lie in several fragments."""
+    handle.seek(coded.at)
+    _, length = struct.unpack("<4sL", handle.read(8))
+    first = coded.at + 8 + length
+    handle.seek(first)
+    fragments, _ = parse_fragments(handle)
+    if coded.frames not in (1, fragments):
         handle.seek(coded.at)
-    frames = decoder.iter_array(
-        handle,
-        indices=range(coded.frames),
-        raw=True,
-        decoding_plugin=installed[0],
-        number_of_frames=coded.frames,
-        rows=coded.rows,
-        columns=coded.columns,
-        samples_per_pixel=1,
-        photometric_interpretation="MONOCHROME2",
-        bits_allocated=16,
-        bits_stored=coded.bits_stored,
-        pixel_representation=coded.signed,
-    )
-    for frame_HW, _ in frames:
-        yield frame_HW
+        yield from generate_frames(handle, number_of_frames=coded.frames)
+        return
+    handle.seek(first)
+    parts = generate_fragments(handle)
+    if coded.frames == 1:
+        yield b"".join(parts)
+    else:
+        yield from parts
 
 
-def _check_ends(handle: BinaryIO, frames: int) -> None:
-    """BadStudy if a codestream ends early: decoders silently invent the rest."""
-    for codestream in generate_frames(handle, number_of_frames=frames):
-        if not codestream.rstrip(b"\0\xff").endswith(END_OF_IMAGE):  # the rest is padding
-            raise BadStudy(Reason.UNREADABLE, "a compressed picture ends early")
+def _sign_extended(frame_HW: np.ndarray, codestream: bytes, coded: CodedFile) -> np.ndarray:
+    """Patterns of 16 bits, where the codestream holds signed values of fewer bits.
+
+    It may say so itself (JPEG 2000), or its values have more bits than BitsStored: copies of the sign. If it has as
+    many, the header alone has the sign.
+    """
+    said = get_j2k_parameters(codestream) or {"precision": _jpeg_precision(codestream)}
+    bits = int(said["precision"])
+    if not (bits < 16 and (said.get("is_signed") or bits > coded.bits_stored)):
+        return frame_HW
+    return ((frame_HW << (16 - bits)).view(np.int16) >> (16 - bits)).view(np.uint16)
+
+
+def _jpeg_precision(codestream: bytes) -> int:
+    """Bits of the values in a codestream of JPEG or JPEG-LS; 16 for anything else."""
+    at = 2
+    while codestream[at : at + 1] == b"\xff" and len(codestream) > at + 4:
+        if codestream[at + 1] in FRAME_HEADERS:
+            return codestream[at + 4]
+        at += 2 + int.from_bytes(codestream[at + 2 : at + 4], "big")
+    return 16
 
 
 def _inflated(handle: BinaryIO, coded: CodedFile) -> Iterator[np.ndarray]:

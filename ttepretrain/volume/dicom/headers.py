@@ -134,12 +134,21 @@ class HeaderReader:
         if isinstance(element, DataElement):
             return element.value
         if keyword in PADDING:  # its sign is not stored if implicit, and often wrong otherwise
-            value = element.value or b""
-            return int.from_bytes(value, "little" if element.is_little_endian else "big") if len(value) == 2 else None
+            return _whole(element)
         key = (keyword, element.VR, element.value, element.is_little_endian, str(charset))
         if key not in self._known:
             self._known[key] = convert_raw_data_element(element, encoding=charset).value
         return self._known[key]
+
+
+def _whole(element: RawDataElement) -> int | None:
+    """One whole number without its sign, in two bytes, in four, or as text."""
+    value = element.value or b""
+    if element.VR in ("IS", "DS"):
+        return int(float(value.decode("ascii").strip("\0 ")))
+    if len(value) == 2 or (len(value) == 4 and element.VR in ("SL", "UL")):
+        return int.from_bytes(value, "little" if element.is_little_endian else "big")
+    return None
 
 
 def _bounded(header: bytes) -> BytesIO:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import numpy as np
@@ -23,6 +23,11 @@ from ttepretrain.volume.dicom.syntaxes import DEFLATED, EXPLICIT_BIG, NATIVE
 from ttepretrain.volume.dicom.tags import SliceHeader, numbers
 
 INT16 = -(2**15), 2**15 - 1
+MOST_PADDING_HU = -500.0  # of a stated padding value: above it lie fat, muscle and bone
+BEYOND_CT_HU = 30_000.0  # or from here on: the largest values of 16 bits, which no measurement has
+MARKS_APART = 400  # three of four differences to neighbours are less where bits above are marks, not values
+JUMPS = 0.125  # share of neighbours that are far apart as cut and near as a whole: values that wrap around
+NO_MEASUREMENT_HU = -1100.0  # below air by more than noise
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,9 @@ class Storage:
     padding: tuple[int, int] | None  # lowest and highest value that is not a measurement
     slope: float
     intercept: float
+    margin: int | None = (
+        None  # a value of tissue that was stated as padding: not a measurement outside the field of view
+    )
 
 
 def read_stack(stack: Stack, pictures: Sequence[Picture]) -> tuple[np.ndarray, tuple[Flag, ...]]:
@@ -44,17 +52,21 @@ def read_stack(stack: Stack, pictures: Sequence[Picture]) -> tuple[np.ndarray, t
     first = stack.places[0][0]
     hu_DHW = np.empty((len(stack.places), *first.shape_HW), np.int16 if whole else np.float32)
     flags: tuple[Flag, ...] = ()
+    doubts: set[Flag] = set()
     filled = np.zeros(len(hu_DHW), bool)
     for picture, stored_HW in _stored(pictures):
         d, header = slices[picture.header.file, picture.frame]
-        hu_HW = to_hu(stored_HW, _storage(picture, header))
+        stated, odd_padding = _storage(picture, header)
+        storage, odd_bits = _fitting(stored_HW, stated)
+        doubts.update(odd_padding, odd_bits)
+        hu_HW = to_hu(stored_HW, storage)
         if not filled[d]:
             hu_DHW[d], filled[d] = hu_HW, True
             continue
         if not np.array_equal(hu_DHW[d], hu_HW.astype(hu_DHW.dtype)):
             raise BadStudy(Reason.DUPLICATE_SLICE, "two different slices at one position")
         flags = (Flag.DUPLICATE_DROPPED,)
-    flags += _suspicious(hu_DHW)
+    flags += (*sorted(doubts), *_suspicious(hu_DHW))
     if Flag.UNEVEN_SPACING in stack.flags:
         hu_DHW = _interpolate(hu_DHW, stack.offsets_mm, stack.grid_mm)
     return hu_DHW, flags
@@ -94,7 +106,22 @@ def to_hu(stored_HW: np.ndarray, storage: Storage) -> np.ndarray:
         hu_HW[(values >= low) & (values <= high)] = PADDING_HU
         if spare and low == high:  # the padding value needs more bits than are stored
             hu_HW[whole == low] = PADDING_HU
+    if storage.margin is not None:
+        hu_HW[_margin(values == storage.margin)] = PADDING_HU
     return hu_HW
+
+
+def _margin(is_padding_HW: np.ndarray) -> np.ndarray:
+    """Where rows begin or end with padding; nowhere if fewer than two corners have it.
+
+    p p p . . p p       p: of the padding's value
+    p . . p . . p  ->   p . . . . . p
+    """
+    corners = is_padding_HW[[0, 0, -1, -1], [0, -1, 0, -1]]
+    if corners.sum() < 2:
+        return np.zeros_like(is_padding_HW)
+    ahead = np.logical_and.accumulate(is_padding_HW, axis=1)
+    return ahead | np.logical_and.accumulate(is_padding_HW[:, ::-1], axis=1)[:, ::-1]
 
 
 def _shifted(values_HW: np.ndarray, intercept: int) -> np.ndarray:
@@ -105,17 +132,78 @@ def _shifted(values_HW: np.ndarray, intercept: int) -> np.ndarray:
     return values_HW.clip(dtype(low), dtype(high)).view(np.int16) + np.int16(intercept)
 
 
-def _storage(picture: Picture, header: SliceHeader) -> Storage:
-    values = picture.values
+def _storage(picture: Picture, header: SliceHeader) -> tuple[Storage, tuple[Flag, ...]]:
+    """How the header says that the picture is stored."""
     bits, signed = _bits(picture.header)
-    padding = None
-    value, limit = values.get("PixelPaddingValue"), values.get("PixelPaddingRangeLimit")
-    if isinstance(value, int):
-        ends = (value, limit if isinstance(limit, int) else value)
-        # padding often has a different sign than the pixels: the sign of the pixels is used
-        padded = [end % 65536 - 65536 * (signed and end % 65536 > 32767) for end in ends]
-        padding = (min(padded), max(padded))
-    return Storage(bits, signed, picture.header.syntax in (*NATIVE, DEFLATED), padding, header.slope, header.intercept)
+    padding, margin, flags = _padding(picture, header)
+    return Storage(bits, signed, True, padding, header.slope, header.intercept, margin), flags
+
+
+def _padding(picture: Picture, header: SliceHeader) -> tuple[tuple[int, int] | None, int | None, tuple[Flag, ...]]:
+    """`padding` and `margin` of a Storage; flagged if what the header states reaches into tissue."""
+    value, limit = (picture.values.get(keyword) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit"))
+    if not isinstance(value, int):
+        return None, None, ()
+    signed = _bits(picture.header)[1]
+    stated = [value, limit] if isinstance(limit, int) else [value]
+    # padding often has a different sign than the pixels: the sign of the pixels is used
+    ends = [end % 65536 - 65536 * (signed and end % 65536 > 32767) for end in stated]
+    flags: tuple[Flag, ...] = ()
+    for padded in (ends, ends[:1]):  # a range that reaches into tissue leaves its first value
+        low, high = (end * header.slope + header.intercept for end in (min(padded), max(padded)))
+        if high <= MOST_PADDING_HU or low >= BEYOND_CT_HU:
+            return (min(padded), max(padded)), None, flags
+        flags = (Flag.PADDING_DOUBTFUL,)
+    return None, ends[0], flags
+
+
+def _fitting(stored_HW: np.ndarray, storage: Storage) -> tuple[Storage, tuple[Flag, ...]]:
+    """The storage with the width that the values have, and flags of what the header says otherwise."""
+    if storage.bits == 16:
+        return storage, ()
+    whole_HW = stored_HW.astype(np.int16 if storage.signed else np.uint16, copy=False)
+    lowest = -(1 << (storage.bits - 1)) if storage.signed else 0
+    if lowest <= whole_HW.min() and whole_HW.max() < lowest + (1 << storage.bits):
+        return storage, ()
+    above = whole_HW.view(np.uint16) >> storage.bits
+    constant = above.min() == above.max()
+    if constant and above[0, 0]:
+        return storage, ()  # the same marks on every pixel
+    if _is_wider(whole_HW, storage, signs=bool(constant)):
+        return replace(storage, bits=16), (Flag.STRAY_BITS,)
+    return storage, () if constant else (Flag.STRAY_BITS,)
+
+
+def _is_wider(whole_HW: np.ndarray, storage: Storage, signs: bool) -> bool:
+    """Whether values need more bits than the header says, judged by adjacent pixels that differ above those bits.
+
+    Values that are cut wrap around, from 4,095 to 0. Under marks (of an old overlay) they are like their neighbours.
+    `signs`: there is nothing above, and the highest bit is the sign of values of that width or part of larger ones.
+    """
+    spare = 16 - storage.bits
+    whole_HW = whole_HW[:: max(1, len(whole_HW) // 128)]
+    cut_HW = (whole_HW << spare) >> spare
+    odd_HW = cut_HW != whole_HW
+    if signs:
+        negative, corners = cut_HW[odd_HW], cut_HW[[0, 0, -1, -1], [0, -1, 0, -1]]
+        measured = negative[~np.isin(negative, corners)]  # corners are often padded
+        odd_HW &= ~np.isin(cut_HW, corners)
+        if len(measured) and np.median(measured) * storage.slope + storage.intercept < NO_MEASUREMENT_HU:
+            return True
+    wide_HW, narrow_HW = whole_HW.astype(np.int32), cut_HW.astype(np.int32)
+    above_HW = wide_HW - narrow_HW
+    wide, narrow = [], []
+    for axis in (0, 1):
+        beside = np.diff(above_HW, axis=axis) != 0
+        if signs:
+            beside &= odd_HW.take(range(1, odd_HW.shape[axis]), axis) | odd_HW.take(range(odd_HW.shape[axis] - 1), axis)
+        wide.append(np.abs(np.diff(wide_HW, axis=axis))[beside])
+        narrow.append(np.abs(np.diff(narrow_HW, axis=axis))[beside])
+    wide_apart, narrow_apart = np.concatenate(wide), np.concatenate(narrow)
+    if not len(wide_apart):
+        return False
+    wraps = bool((wide_apart < narrow_apart).mean() > JUMPS)
+    return wraps or (not signs and bool(np.quantile(narrow_apart, 0.75) > MARKS_APART))
 
 
 def _bits(header: Header) -> tuple[int, bool]:
@@ -208,8 +296,14 @@ def _coded(header: Header) -> CodedFile:
 
 
 def _interpolate(hu_DHW: np.ndarray, offsets_mm: np.ndarray, grid_mm: np.ndarray) -> np.ndarray:
-    """float32 slices at `grid_mm` by linear interpolation between slices at `offsets_mm`."""
+    """Slices at `grid_mm` by linear interpolation between those at `offsets_mm`; whole HU stay whole, as scanners round.
+
+    One slice at a time: for all of them, copies in 32 bits would take eight times the result.
+    """
     right = np.clip(np.searchsorted(offsets_mm, grid_mm, side="right"), 1, len(offsets_mm) - 1)
     part = (grid_mm - offsets_mm[right - 1]) / (offsets_mm[right] - offsets_mm[right - 1])
-    part = part.astype(np.float32)[:, None, None]
-    return hu_DHW[right - 1] * (1 - part) + hu_DHW[right] * part
+    out_DHW = np.empty((len(grid_mm), *hu_DHW.shape[1:]), hu_DHW.dtype)
+    for d, (after, share) in enumerate(zip(right, part.astype(np.float32))):
+        hu_HW = hu_DHW[after - 1] * (1 - share) + hu_DHW[after] * share
+        out_DHW[d] = hu_HW if hu_DHW.dtype == np.float32 else np.rint(hu_HW, out=hu_HW)
+    return out_DHW
