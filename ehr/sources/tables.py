@@ -175,11 +175,11 @@ def _refuse_copies(table: str, paths: list[Path]) -> None:
     whole = [path for path, number in zip(paths, numbers) if not number]
     if whole or len(set(numbers)) < len(numbers):
         raise ConfigError(
-            f"table {table} is there twice ({names}); keep one of them, or put its parts into a folder {table}/"
+            f"{paths[0].parent}: table {table} is there twice ({names}); keep one of them, or put its parts into a folder {table}/"
         )
     if all(_is_day(number[-1]) for number in numbers):
         raise ConfigError(
-            f"table {table} is there under several dates ({names}): versions or parts? Keep the one that counts, or "
+            f"{paths[0].parent}: table {table} is there under several dates ({names}): versions or parts? Keep the one that counts, or "
             f"put the parts into a folder {table}/"
         )
 

@@ -16,7 +16,7 @@ import pytest
 from data.labels.records import open_records
 from data.labels.stage import make_labels
 from ehr.config import EhrConfig
-from ttepretrain.errors import ConfigError
+from ttepretrain.errors import BadDataError, ConfigError
 
 HASHES = {"ehr": "1", "ontology": "", "code": "2", "studies": "not theirs"}
 PHENOTYPES = "phenotypes: {mortality: {codes: [MEDS_DEATH]}, top: {codes: [V/9], horizons_days: [30]}}"
@@ -70,6 +70,16 @@ def contents(folder: Path) -> dict[str, bytes]:
 def prepared(tmp_path, name: str) -> Path:
     (tmp_path / name).mkdir()
     return tmp_path / name
+
+
+def test_a_file_that_resembles_a_table_is_named_at_every_start_and_counted(tmp_path, omop, config, caplog):
+    (omop / "drug_exposure_old.csv").write_text("x\n")
+    folder = prepared(tmp_path, "prepared")
+    for _ in range(2):
+        caplog.clear()
+        counts = open_records(folder, omop, None, config, HASHES, plain_map).counts["omop"]
+        assert counts["unread_files"] == 1
+        assert "input.ehr: not read, though named like an OMOP table: drug_exposure_old.csv" in caplog.text
 
 
 def test_omop_becomes_a_meds_data_set_with_its_ontology_once_per_input(tmp_path, omop, config):
@@ -188,6 +198,71 @@ def test_labels_of_nested_meds_are_those_of_the_flat_data_set(tmp_path, config):
     again = make_labels(folder, nested, None, studies, changed, {"hash": "x", "count": 12}, plain_map)
     assert not again.reused
     assert (folder / "stages" / "meds.json").stat().st_mtime_ns == stamp
+
+
+def test_what_a_table_lost_is_judged_again_when_the_conversion_is_reused(tmp_path, omop, config, caplog):
+    """40 of 48 conditions have a concept that CONCEPT lacks: it stops, with the key it warns, each time."""
+    table = pl.read_parquet(omop / "condition_occurrence.parquet")
+    lost = pl.when(pl.int_range(pl.len()) < 40).then(404).otherwise("condition_concept_id")
+    table.with_columns(condition_concept_id=lost).write_parquet(omop / "condition_occurrence.parquet")
+    folder = prepared(tmp_path, "prepared")
+    for _ in range(2):
+        with pytest.raises(
+            BadDataError, match=r"40 of 48 rows of condition_occurrence .* raise ehr\.max_lost_fraction"
+        ):
+            open_records(folder, omop, None, config, HASHES, plain_map)
+    made = (folder / "stages" / "meds.json").stat().st_mtime_ns
+    for _ in range(2):
+        caplog.clear()
+        open_records(folder, omop, None, dataclasses.replace(config, max_lost_fraction=0.9), HASHES, plain_map)
+        assert "40 of 48 rows of condition_occurrence are left out: no code" in caplog.text
+    assert (folder / "stages" / "meds.json").stat().st_mtime_ns == made
+
+
+def readmissions(folder: Path, omop: Path, config: EhrConfig, **rules) -> tuple[list, list]:
+    """(labels of a readmission within 30 days, tasks) of the twelve, scanned in a stay of day 0 to 3."""
+    rules = {"phenotypes": config.phenotypes, "min_events": 2, "min_patients": 2} | rules
+    Path(config.phenotypes).write_text(
+        "phenotypes: {again: {codes: [HOSPITAL_ADMISSION*], after_stay: true, horizons_days: [30]}}"
+    )
+    studies = pl.DataFrame({"study_id": [f"s{n:02d}" for n in range(12)], "subject_id": range(1, 13), "split": "train"})
+    studies = studies.with_columns(study_time=datetime(2015, 1, 2, 12), date_only=False)
+    make_labels(folder, omop, None, studies, EhrConfig(**rules), {"hash": "", "count": 12}, plain_map)
+    found = pl.read_parquet(folder / "phenotypes.parquet").filter(horizon_days=30).sort("study_id")
+    return found["label"].to_list(), json.loads((folder / "tasks.json").read_text())["tasks"]
+
+
+def write_visits(omop: Path, concept: int, end: datetime) -> None:
+    """A stay with this end, and for every other person another after 21 days."""
+    first = datetime(2015, 1, 1, 12)
+    stays = [(n, first, end) for n in range(1, 13)]
+    stays += [(n, first + 21 * DAY, first + 24 * DAY) for n in range(1, 13, 2)]
+    rows = pl.DataFrame(stays, schema=["person_id", "visit_start_datetime", "visit_end_datetime"], orient="row")
+    rows = rows.with_columns(visit_start_date=pl.col("visit_start_datetime").dt.date(), visit_concept_id=concept)
+    rows.write_parquet(omop / "visit_occurrence.parquet")
+
+
+@pytest.mark.parametrize("end", [datetime(2015, 1, 4), datetime(9999, 12, 31), datetime(2099, 12, 31)])
+def test_a_readmission_is_seen_whatever_the_first_stay_ends_on(tmp_path, omop, config, end):
+    write_visits(omop, 9201, end)
+    labels, _ = readmissions(prepared(tmp_path, "prepared"), omop, config)
+    assert labels == [True, False] * 6
+
+
+def test_the_key_for_other_stays_is_part_of_the_conversions_identity(tmp_path, omop, config, caplog):
+    """Emergency visits of days: no readmission is known, and their code tells it as a task; with the key neither."""
+    write_visits(omop, 4, datetime(2015, 1, 4))
+    folder = prepared(tmp_path, "prepared")
+    labels, tasks = readmissions(folder, omop, config)
+    assert "18 visits last longer than a day and are no hospital stays (0 are)" in caplog.text
+    assert labels != [True, False] * 6
+    labels, tasks = readmissions(folder, omop, config, omop_inpatient=[4])
+    assert labels == [True, False] * 6
+    assert not any(task["code"].startswith("HOSPITAL") for task in tasks)
+    events = pl.read_parquet(folder / "stages" / "meds" / "data" / "*.parquet")
+    assert events.filter(pl.col("time") == datetime(2015, 1, 1, 12))["code"].unique().to_list() == [
+        "HOSPITAL_ADMISSION"
+    ]
 
 
 def test_what_is_neither_meds_nor_omop_is_told_both_expectations(tmp_path, config):
