@@ -24,6 +24,7 @@ FWHM_PER_SIGMA = 2.3548200450309493
 # Largest off-axis drift over the whole grid, in source voxels, of a grid that counts as aligned.
 ALIGNED_VOXELS = 0.01
 CHUNK = 2**20  # voxels converted to float32 at a time; they stay in the processor's cache for two products
+GATHER_VOXELS = 2**25  # source voxels smoothed at a time for a turned grid: 128 MiB, and as much on the way
 BAND = 16  # output positions per product; more of them multiply more zeros
 
 Limits = tuple[float, float]
@@ -57,12 +58,45 @@ def resample(
         positions = [middle[a] + to_source[a, a] * (np.arange(n) - (n - 1) / 2) for a, n in enumerate(grid_shape)]
         return separable(x_DHW, positions, sigma_DHW, limits)
 
-    corners = np.array([[*np.where(np.array(c) == 1, np.array(grid_shape) - 1, 0), 1] for c in np.ndindex(2, 2, 2)])
+    out_DHW = torch.empty(grid_shape)
+    for part in _parts(to_source, grid_shape, tuple(x_DHW.shape)):
+        low, high = _reach(to_source, part, tuple(x_DHW.shape))
+        smooth_DHW = separable(x_DHW, [np.arange(a, b + 1.0) for a, b in zip(low, high)], sigma_DHW, limits)
+        out_DHW[tuple(slice(p.start, p.stop) for p in part)] = _gather(
+            smooth_DHW, low, tuple(x_DHW.shape), to_source, part
+        )
+    return out_DHW
+
+
+def _parts(
+    to_source: np.ndarray, grid_shape: tuple[int, int, int], size_DHW: tuple[int, ...]
+) -> list[tuple[range, ...]]:
+    """Parts of the grid that reach at most GATHER_VOXELS, halved along the axis where they share fewest of them."""
+
+    def cut(axis: int, length: int) -> list[tuple[range, ...]]:
+        starts = range(0, grid_shape[axis], length)
+        along = [range(start, min(start + length, grid_shape[axis])) for start in starts]
+        return [tuple(piece if a == axis else range(n) for a, n in enumerate(grid_shape)) for piece in along]
+
+    def voxels(part: tuple[range, ...]) -> int:
+        low, high = _reach(to_source, part, size_DHW)
+        return int(np.prod(high - low + 1))
+
+    axis = min(range(3), key=lambda a: max(map(voxels, cut(a, -(-grid_shape[a] // 2)))))
+    length = grid_shape[axis]
+    while length > 1 and max(map(voxels, cut(axis, length))) > GATHER_VOXELS:
+        length = -(-length // 2)
+    return cut(axis, length)
+
+
+def _reach(to_source: np.ndarray, part: tuple[range, ...], size_DHW: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """First and last source voxel along each axis that the part of the grid needs."""
+    ends = [(p.start, p.stop - 1) for p in part]
+    corners = np.array([[*(pair[k] for pair, k in zip(ends, corner)), 1] for corner in np.ndindex(2, 2, 2)])
     reached = corners @ to_source[:3].T
-    low = np.clip(np.floor(reached.min(axis=0)), 0, np.array(x_DHW.shape) - 2).astype(int)
-    high = np.clip(np.ceil(reached.max(axis=0)), low + 1, np.array(x_DHW.shape) - 1).astype(int)
-    smooth_DHW = separable(x_DHW, [np.arange(a, b + 1.0) for a, b in zip(low, high)], sigma_DHW, limits)
-    return _gather(smooth_DHW, low, tuple(x_DHW.shape), to_source, grid_shape)
+    low = np.clip(np.floor(reached.min(axis=0)), 0, np.array(size_DHW) - 2).astype(int)
+    high = np.clip(np.ceil(reached.max(axis=0)), low + 1, np.array(size_DHW) - 1).astype(int)
+    return low, high
 
 
 def separable(
@@ -144,26 +178,21 @@ def _bands(matrix: Tensor) -> list[Band]:
 
 
 def _gather(
-    x_DHW: Tensor,
-    low: np.ndarray,
-    full_shape: tuple[int, ...],
-    to_source: np.ndarray,
-    grid_shape: tuple[int, int, int],
+    x_DHW: Tensor, low: np.ndarray, full_shape: tuple[int, ...], to_source: np.ndarray, part: tuple[range, ...]
 ) -> Tensor:
-    """Trilinear values of `x`, the source from index `low` on, at every grid voxel."""
+    """Trilinear values of `x`, the source from index `low` on, at every voxel of a part of the grid."""
     d, h, w = (
-        torch.arange(n, dtype=torch.float32).view([-1 if a == b else 1 for b in range(3)])
-        for a, n in enumerate(grid_shape)
+        torch.arange(p.start, p.stop, dtype=torch.float32).view([-1 if a == b else 1 for b in range(3)])
+        for a, p in enumerate(part)
     )
-    inside = torch.ones(grid_shape, dtype=torch.bool)
-    coordinates = []
+    inside = torch.ones([len(p) for p in part], dtype=torch.bool)
+    points = torch.empty(*inside.shape, 3)
     for axis in range(3):
         row = [float(value) for value in to_source[axis]]
         index = row[0] * d + row[1] * h + row[2] * w + row[3]
         inside &= (index >= -0.5) & (index <= full_shape[axis] - 0.5)
-        # grid_sample expects -1 at the centre of the first voxel and 1 at that of the last
-        coordinates.append((index - float(low[axis])) * (2.0 / (x_DHW.shape[axis] - 1)) - 1.0)
-    points = torch.stack(coordinates[::-1], dim=-1)  # and the order W H D
+        # grid_sample expects -1 at the centre of the first voxel and 1 at that of the last, and the order W H D
+        points[..., 2 - axis] = (index - float(low[axis])) * (2.0 / (x_DHW.shape[axis] - 1)) - 1.0
     sampled = torch.nn.functional.grid_sample(
         x_DHW[None, None], points[None], mode="bilinear", padding_mode="border", align_corners=True
     )[0, 0]
