@@ -172,15 +172,14 @@ def _refuse_copies(table: str, paths: list[Path]) -> None:
         return
     numbers = [name.numbers or () for path in paths if (name := _taken_apart(path))]
     names = f"{', '.join(path.name for path in paths[:3])}{', ...' if len(paths) > 3 else ''}"
+    where = f"{paths[0].parent}: table {table} is there"
     whole = [path for path, number in zip(paths, numbers) if not number]
     if whole or len(set(numbers)) < len(numbers):
-        raise ConfigError(
-            f"{paths[0].parent}: table {table} is there twice ({names}); keep one of them, or put its parts into a folder {table}/"
-        )
+        raise ConfigError(f"{where} twice ({names}); keep one of them, or put its parts into a folder {table}/")
     if all(_is_day(number[-1]) for number in numbers):
         raise ConfigError(
-            f"{paths[0].parent}: table {table} is there under several dates ({names}): versions or parts? Keep the one that counts, or "
-            f"put the parts into a folder {table}/"
+            f"{where} under several dates ({names}): versions or parts? Keep the one that counts, or put the parts "
+            f"into a folder {table}/"
         )
 
 
