@@ -99,12 +99,16 @@ def stretch(image: CTImage, spec: VolumeSpec) -> tuple[np.ndarray, np.ndarray]:
 
     Only for comparison with the paper: it ignores spacing and orientation, and one bright voxel darkens all others.
     """
-    hu_DHW = torch.from_numpy(np.ascontiguousarray(image.hu_DHW, np.float32))
-    lowest, highest = hu_DHW.min(), hu_DHW.max()
-    out_DHW = torch.nn.functional.adaptive_avg_pool3d(((hu_DHW - lowest) / (highest - lowest))[None], spec.shape_DHW)[0]
+    lowest, highest = (np.float32(end) for end in (image.hu_DHW.min(), image.hu_DHW.max()))
+    out_DHW = torch.empty(spec.shape_DHW)
+    size, slices = image.hu_DHW.shape[0], spec.shape_DHW[0]
+    for d in range(slices):  # one at a time: a copy of all in float32 would take twice as much as the scan
+        part_DHW = image.hu_DHW[d * size // slices : -(-(d + 1) * size // slices)].astype(np.float32)
+        scaled_DHW = torch.from_numpy((part_DHW - lowest) / (highest - lowest))
+        out_DHW[d] = torch.nn.functional.adaptive_avg_pool3d(scaled_DHW[None], (1, *spec.shape_DHW[1:]))[0, 0]
     low, high = spec.hu_range
     stored_DHW = (out_DHW * (high - low) + low).round_().clamp_(low, high).to(torch.int16).numpy()
-    step = np.array(hu_DHW.shape) / spec.shape_DHW  # source voxels per output voxel
+    step = np.array(image.hu_DHW.shape) / spec.shape_DHW  # source voxels per output voxel
     affine = image.affine @ np.diag([*step, 1.0])
     affine[:3, 3] = image.affine[:3] @ [*((step - 1) / 2), 1.0]
     return stored_DHW, affine
