@@ -27,6 +27,7 @@ from ehr.config import EhrConfig
 from ehr.losses import judge_loss
 from ehr.odd_records import warn_of_odd_records
 from ehr.phenotype_file import read_phenotypes
+from ehr.schema import BIRTH
 from ttepretrain.errors import ConfigError
 from ttepretrain.files import sha256_of
 from ttepretrain.log import log
@@ -127,9 +128,17 @@ def _write_labels(
             result.phenotypes, given, table["study_id"], result.labels["study_id"], result.tasks.blackout_days
         )
         names = write_label_files(folder, result, phenotypes, table)
+    studies_of = result.counts["studies"] | {"without_past": _without_past(result.covariates["past_codes"])}
     unanswered = sorted(set(result.counts["phenotypes_without_rows"]) - set(given["phenotype"]))
     counts = {"label_tables": counts} if config.label_tables else {}
-    return names, counts | result.counts | records.counts | {"phenotypes_without_rows": unanswered}
+    ours = {"phenotypes_without_rows": unanswered, "studies": studies_of}
+    return names, counts | result.counts | records.counts | ours
+
+
+def _without_past(past_codes: pl.Series) -> int:
+    """Labelled studies whose subject has no record up to the scan, but for a birth."""
+    number, first = past_codes.list.len(), past_codes.list.first().cast(pl.String)
+    return int(((number == 0) | ((number == 1) & (first == BIRTH))).sum())
 
 
 @contextmanager
@@ -194,6 +203,11 @@ def judge_labels(counts: dict, max_lost_fraction: float) -> None:
     studies, ontology = counts["studies"], counts.get("ontology")
     for reason, (what, remedy) in LOSSES.items():
         judge_loss(f"studies {what}", studies[reason], studies["given"], remedy, max_lost_fraction)
+    if 2 * studies["without_past"] > studies["labelled"]:
+        log.warning(
+            f"{studies['without_past']} of {studies['labelled']} labelled studies have no record before the scan; "
+            "check study_time against the EHR's times: dates that were shifted in one of the two alone give wrong labels"
+        )
     for place, found in (("input.ontology", ontology), ("metadata/codes.parquet", counts["codes"]["in_tables"])):
         if found is None or not found["codes_of_the_data"]:
             continue
