@@ -1,17 +1,21 @@
 """What no true record can hold: dates after the extract's end, deaths without a date, two births."""
 
+import dataclasses
 import random
 from datetime import datetime, timedelta
 
 import polars as pl
 import pytest
 
+from ehr.config import EhrConfig
 from ehr.followup import extract_end_us
 from ehr.odd_records import warn_of_odd_records
+from ehr.schema import PERIODS, PERIODS_FILE
 from ttepretrain.errors import BadDataError
 
 T0 = datetime(2150, 6, 1, 12)
 DAY = timedelta(days=1)
+MICRO = timedelta(microseconds=1)
 DAY_US = 86_400_000_000
 EPOCH = datetime(1970, 1, 1)
 IN, OUT = "HOSPITAL_ADMISSION//ER", "HOSPITAL_DISCHARGE//HOME"
@@ -264,6 +268,31 @@ def test_odd_records_equal_plain_loops(tmp_path, meds, label, same_as_oracle, se
         result = label(folder, studies, phenotypes, **config)
         assert result.counts["subjects"]["after_extract"] == (extra.get("cutoff_date") != "2195-01-01")
         same_as_oracle(result, folder, studies, phenotypes, **config)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_observation_periods_of_odd_records_equal_plain_loops(tmp_path, meds, label, seed):
+    """Periods that end far in the future or after the last record of all, and subjects who died without a date."""
+    rng = random.Random(seed)
+    rows, studies, parents = meds.random(seed, num_subjects=20)
+    subjects = sorted({row[0] for row in rows})
+    rows += [(s, None, "MEDS_DEATH") for s in rng.sample(subjects, 6)]
+    latest = max(time for _, time, _ in rows if time is not None)
+    ends = [T0 + rng.choice([1, 90]) * DAY, latest + 60 * DAY, FAR]
+    periods = [(s, T0 - 900 * DAY, rng.choice(ends)) for s in subjects]
+    folder = meds.write(tmp_path / "ehr", [rows], parents)
+    pl.DataFrame(periods, schema=PERIODS, orient="row").write_parquet(folder / PERIODS_FILE)
+    config = {"min_events": 2, "min_patients": 2, "num_tasks": 9, "followup": "observation_period"}
+    result = label(folder, studies, **config)
+    settings = dataclasses.asdict(EhrConfig(**config))
+    times = {s: [((start - EPOCH) // MICRO, (end - EPOCH) // MICRO)] for s, start, end in periods}
+    slow = meds.oracle.slow_labels(folder, studies.to_dicts(), meds.phenotypes, settings, periods=times)
+    found = dict(result.labels.select("study_id", "censor_days").rows())
+    assert found == {study: row["censor"] for study, row in slow["rows"].items()}
+    keys, answers = ["study_id", "phenotype", "horizon_days"], ["event", "competing", "label"]
+    table = {tuple(row[k] for k in keys): [row[a] for a in answers] for row in result.phenotypes.to_dicts()}
+    assert table == {key: [row[a] for a in answers] for key, row in slow["phenotypes"].items()}
+    assert result.counts["studies"]["capped"] > 0
 
 
 @pytest.mark.parametrize(

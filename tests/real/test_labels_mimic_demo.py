@@ -87,6 +87,12 @@ def test_dirt_of_the_demo_is_counted(demo, studies, repository):
 
     assert counts["events"]["rows"] == 916_166
     assert counts["events"]["after_death"] == 626
+    # every patient's dates are shifted: nothing lies after the extract's end
+    assert counts["subjects"] == {
+        "deaths": 31, "undated_deaths": 0, "several_deaths": 0, "several_births": 0, "death_before_birth": 0,
+        "long_after_death": 0, "after_extract": 0,
+    }  # fmt: skip
+    assert (counts["studies"]["capped"], counts["studies"]["impossible_age"]) == (0, 0)
     assert counts["codes"]["undescribed"] == 4374
     assert counts["phenotypes_unmatched"] == {
         "cardiomegaly": ["DIAGNOSIS//ICD//10//I517"],
