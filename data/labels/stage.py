@@ -206,7 +206,7 @@ def judge_labels(counts: dict, max_lost_fraction: float) -> None:
     if 2 * studies["without_past"] > studies["labelled"]:
         log.warning(
             f"{studies['without_past']} of {studies['labelled']} labelled studies have no record before the scan; "
-            "check study_time against the EHR's times: dates that were shifted in one of the two alone give wrong labels"
+            "check study_time against the EHR's times: dates shifted in one of the two alone give wrong labels"
         )
     for place, found in (("input.ontology", ontology), ("metadata/codes.parquet", counts["codes"]["in_tables"])):
         if found is None or not found["codes_of_the_data"]:
