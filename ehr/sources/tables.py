@@ -158,12 +158,24 @@ def _may_be_data(path: Path) -> bool:
 
 
 def _parts(folder: Path, unread: list[Path]) -> list[Path]:
-    """Data files of a table's folder; others are added to `unread`, but for what writers leave (_SUCCESS, .crc)."""
-    files = sorted(part for part in folder.rglob("*") if part.is_file() and not _is_junk(part.relative_to(folder)))
-    parts = [part for part in files if _extension(part)]
-    hidden = [part for part in files if part.name.startswith(("_", ".")) or part.suffix == ".crc"]
-    unread += [part for part in files if part not in parts and part not in hidden]
-    return [part for part in parts if part not in hidden]
+    """Data files of a table's folder; others are added to `unread`, but for what writers hide (_SUCCESS, .part, .crc).
+
+    ConfigError for a Delta table: files of its older versions lie beside those of the newest.
+    """
+    parts = []
+    for path in sorted(part for part in folder.rglob("*") if part.is_file()):
+        below = path.relative_to(folder).parts
+        if "_delta_log" in below:
+            raise ConfigError(
+                f"{folder}: is a Delta table, which keeps rows that were deleted since; write its newest version as "
+                "plain parquet files"
+            )
+        hidden = any(name.startswith(("_", ".")) for name in below) or path.suffix == ".crc"
+        if _extension(path) and not hidden:
+            parts.append(path)
+        elif not hidden:
+            unread.append(path)
+    return parts
 
 
 def _refuse_copies(table: str, paths: list[Path]) -> None:

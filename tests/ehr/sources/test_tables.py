@@ -91,10 +91,11 @@ def test_what_is_none_of_our_tables_is_not_named(tmp_path):
     names = [
         "concept_class.csv", "CONCEPT_SYNONYM.csv", "omop_concept_class.csv", "vocabulary.csv", "drug_strength.csv",
         "note.csv", "condition_era.csv", "person.sql", "death.md", "person/_SUCCESS", "person/.part-0.csv.crc",
-        "person/part-0.csv", "._death.csv", "__MACOSX/._death.csv", "source_to_concept_map.csv", "readme.txt",
+        "person/part-0.csv", "person/_temporary/0/part-1.csv", "person/.part-2.csv", "person/._part-0.csv",
+        "._death.csv", "__MACOSX/._death.csv", "source_to_concept_map.csv", "readme.txt",
     ]  # fmt: skip
     tables = find_tables(touch(tmp_path, *names))
-    assert (tables.files, tables.unread, tables.ignored) == ({"person": ("person/part-0.csv",)}, (), 2)
+    assert (tables.files, tables.unread, tables.ignored) == ({"person": ("person/part-0.csv",)}, (), 3)
 
 
 @pytest.mark.parametrize(
@@ -114,6 +115,12 @@ def test_what_is_none_of_our_tables_is_not_named(tmp_path):
 def test_copies_and_versions_are_no_parts(tmp_path, names, message):
     with pytest.raises(ConfigError, match=message):
         find_tables(touch(tmp_path, *names))
+
+
+def test_a_delta_table_is_refused_for_its_older_versions(tmp_path):
+    touch(tmp_path, "person/part-0.parquet", "person/part-1.parquet", "person/_delta_log/00000000000000000000.json")
+    with pytest.raises(ConfigError, match="person: is a Delta table, which keeps rows that were deleted since"):
+        find_tables(tmp_path)
 
 
 def test_of_two_prefixes_none_is_the_table(tmp_path):
