@@ -122,7 +122,9 @@ def convert_omop(
 def _num_shards(tables: Tables) -> int:
     """A function of the input alone, so that the bytes are too."""
     files = [tables.folder / name for table in TABLES for name in tables.files.get(table, ())]
-    share = sum(path.stat().st_size / BYTES_PER_SHARD.get(path.suffix.lower(), PACKED_BYTES_PER_SHARD) for path in files)
+    share = sum(
+        path.stat().st_size / BYTES_PER_SHARD.get(path.suffix.lower(), PACKED_BYTES_PER_SHARD) for path in files
+    )
     return min(MAX_SHARDS, 1 + int(share))
 
 

@@ -1,11 +1,13 @@
 """Follow-up by observation periods: the end of the one that holds t0; outside all of them there is none."""
 
+import dataclasses
 import random
 from datetime import datetime, timedelta
 
 import polars as pl
 import pytest
 
+from ehr.config import EhrConfig
 from ehr.followup import outside, with_period_end
 from ehr.schema import PERIODS, PERIODS_FILE
 from ttepretrain.errors import ConfigError
@@ -14,6 +16,10 @@ T0 = datetime(2150, 6, 1, 12)
 DAY = timedelta(days=1)
 MIDNIGHT = T0 - DAY / 2
 RULE = {"followup": "observation_period"}
+
+
+def slow_micro(time: datetime) -> int:
+    return (time - datetime(1970, 1, 1)) // timedelta(microseconds=1)
 
 
 def observed(folder, periods: list[tuple]):
@@ -30,6 +36,23 @@ def test_follow_up_ends_with_the_period_and_death_ends_it_earlier(tmp_path, meds
     folder = observed(meds.write(tmp_path / "ehr", [rows]), periods)
     labels = label(folder, studies, exclude_phenotypes=False, **RULE).labels
     assert dict(labels.select("subject_id", "censor_days").rows()) == {1: 10.5, 2: 4.0, 3: 30.0}
+
+
+@pytest.mark.parametrize("rule", ["stated", "last_event"])
+def test_time_at_risk_without_a_record_is_left_out_if_asked(tmp_path, meds, label, rule):
+    """Periods that end 60 days after the last event by convention: 80 days of follow-up, or the 20 with records."""
+    rows = [(s, T0 + k * DAY, f"X/{s}") for s in (1, 2) for k in (3, 20)] + [(2, T0 + 90 * DAY, "X/A")]
+    rows += [(3, T0 - DAY, "X/A")]  # nothing after the scan
+    periods = [(s, T0 - 99 * DAY, T0 + 80 * DAY) for s in (1, 2, 3)]
+    studies = meds.studies([(s, T0, "train") for s in (1, 2, 3)])
+    folder = observed(meds.write(tmp_path / "ehr", [rows]), periods)
+    result = label(folder, studies, exclude_phenotypes=False, period_end=rule, **RULE)
+    found = dict(result.labels.select("subject_id", "censor_days").rows())
+    assert found == ({1: 80.0, 2: 80.0, 3: 80.0} if rule == "stated" else {1: 20.0, 2: 80.0})
+    settings = dataclasses.asdict(EhrConfig(period_end=rule, min_events=1, min_patients=1, **RULE))
+    slow = {s: [(slow_micro(start), slow_micro(end))] for s, start, end in periods}
+    expected = meds.oracle.slow_labels(folder, studies.to_dicts(), {}, settings, periods=slow)["rows"]
+    assert found == {int(study[1:]) + 1: row["censor"] for study, row in expected.items()}
 
 
 def test_a_scan_outside_every_period_is_counted_apart_whatever_follows(tmp_path, meds, label):
