@@ -192,6 +192,7 @@ def _rules(
         fixed_end_us=fixed_end,
         # who gives a day says that the extract reaches it
         extract_end_us=max(extract_end, fixed_end or 0) if config.followup == "cutoff" else extract_end,
+        until_last=config.followup == "observation_period" and config.period_end == "last_event",
         incident=config.recurrence == "incident",
         phenotypes=phenotypes,
     )

@@ -40,6 +40,7 @@ class Rules:
     blackout_us: int
     fixed_end_us: int | None
     extract_end_us: int  # end of the last day with records; those beyond it are mistakes
+    until_last: bool  # an observation period ends with the subject's last event, where that is earlier
     incident: bool
     phenotypes: pl.DataFrame  # phenotypes.rule_table
 

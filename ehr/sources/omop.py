@@ -170,7 +170,7 @@ def _deaths(frame: pl.DataFrame, table: Table, clock: Clock) -> tuple[pl.DataFra
     """Every row is a death, static where its date is not known."""
     times = _times(frame, table, table.start, clock)
     rows = _records(frame, table, times, clock).with_columns(code=pl.lit(DEATH))
-    return rows, times.counts | {"date_only": rows.filter(pl.col("time").is_not_null())["bare"].sum()}
+    return rows, times.counts | {"no_time": 0, "date_only": rows.filter(pl.col("time").is_not_null())["bare"].sum()}
 
 
 def _persons(frame: pl.DataFrame, table: Table, clock: Clock) -> tuple[pl.DataFrame, dict]:

@@ -347,11 +347,14 @@ def slow_labels(
         observed = config["followup"] == "observation_period"
         rule = [(periods or {}).get(subject, []), scan["t0"]] if observed else config["followup"]
         end = end_of_follow_up(timed[subject], latest, rule, config["cutoff_date"], subject in undated)
+        if observed and end[0] is not None and config["period_end"] == "last_event":
+            last = max((e.end for e in timed[subject]), default=0)
+            end = (min(end[0], last), end[1])  # a death is no later than the last event
         end = (None if end[0] is None else min(end[0], until), end[1])
         row = label_study(scan, timed[subject], blackout, end, closure)
         if row is not None:
             rows[scan["study_id"]] = row
-            people[scan["study_id"]] = person(raw[subject], scan["t0"])
+            people[scan["study_id"]] = person(raw[subject], scan["t0"], config["date_only"])
         for name, phenotype in phenotypes.items():
             unanswered = row is None and (phenotype.get("kind") != "diagnosis" or (observed and end[0] is None))
             if (subject, name) not in mine or unanswered:
@@ -422,8 +425,8 @@ def overlap(one: set, other: set) -> float:
     return len(one & other) / len(one | other)
 
 
-def person(events: list, t0: int) -> dict:
-    births = [t for t, c in events if c == "MEDS_BIRTH" and t is not None]
+def person(events: list, t0: int, date_only: str) -> dict:
+    births = [Event(t, "", date_only).start for t, c in events if c == "MEDS_BIRTH" and t is not None]
     sexes = {m[2][0].upper() for _, c in events if (m := re.fullmatch(r"(?i)(gender|sex)//?(m|f|male|female)", c))}
     age = (t0 - min(births)) / (365.25 * DAY) if births and max(births) - min(births) <= 366 * DAY else None
     return {
