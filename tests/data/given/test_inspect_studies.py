@@ -1,5 +1,6 @@
 """INSPECT's studies: every trap of the public tables is counted, or refused by name."""
 
+import gzip
 import shutil
 from datetime import datetime
 from pathlib import Path
@@ -91,6 +92,15 @@ def test_the_crosswalk_is_no_must_and_two_of_them_are_refused(inspect):
     for path in inspect.rglob("image_ehr_crosswalk*"):
         path.unlink()
     assert len(studies(inspect).frame) == NUM
+
+
+def test_tables_are_found_in_either_letter_case_and_compressed(inspect):
+    clean = studies(inspect).frame
+    (inspect / "Splits_20250611.TSV.gz").write_bytes(gzip.compress((inspect / SPLITS).read_bytes()))
+    (inspect / SPLITS).unlink()
+    (inspect / f"._{SPLITS}").write_bytes(b"\0\5\x16\7")
+    (inspect / MAPPING).rename(inspect / MAPPING.upper())
+    assert read_studies(inspect / MAPPING.upper(), "midnight", None).frame.equals(clean)
 
 
 def test_what_is_missing_is_named(inspect):
