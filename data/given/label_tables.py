@@ -87,7 +87,8 @@ def _judge_ids(key: str, ids: pl.Series, studies: pl.DataFrame, max_lost_fractio
     both, most = int(theirs.is_in(ours.implode()).sum()), min(len(theirs), len(ours))
     if both == most:
         return
-    others = {name: studies[name] for name in ("subject_id", "image", "series_uid") if name in studies.columns}
+    keys: list[str] = [name for name in ("subject_id", "image", "series_uid") if name in studies.columns]
+    others = {name: studies[name] for name in keys}
     unmatched = theirs.filter(~theirs.is_in(ours.implode()))
     how = how_ids_differ(unmatched, ours, others)
     if not both:

@@ -78,7 +78,8 @@ def read_studies(path: Path, date_only: str, timezone: str | None, keep_rsna: bo
     columns = {name: f"{KEY}: column {name}" for name in CONTRACT if name in rows.columns}
     found = moment_cells(rows["study_time"], columns["study_time"], timezone)
     moment = pl.DataFrame({"us": found.time.to_physical()}, schema={"us": pl.Int64})
-    is_day = found.bare | moment.select(is_date(pl.col("us"), date_only).fill_null(False)).to_series()
+    day: pl.Expr = is_date(pl.col("us"), date_only)
+    is_day = found.bare | moment.select(day.fill_null(False)).to_series()
     rows = rows.with_columns(
         *(texts(rows[name], columns[name]) for name in NAMES if name in columns),
         *(words(rows[name], columns[name]) for name in FORMS if name in columns),

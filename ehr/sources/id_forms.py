@@ -43,8 +43,8 @@ def look(ids: pl.Series) -> str:
     text = ids.drop_nulls().cast(pl.String)
     if not len(text):
         return "none"
-    length = text.str.len_chars()
-    size = f"{length.min()}" if length.n_unique() == 1 else f"{length.min()} to {length.max()}"
+    lengths = text.str.len_chars().unique().sort().to_list()
+    size = f"{lengths[0]}" if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]}"
     return f"{size} digits" if text.str.contains(r"^\d+$").all() else f"text of {size} characters"
 
 

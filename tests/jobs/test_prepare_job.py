@@ -216,7 +216,7 @@ def test_frozen_tasks_and_label_tables_serve_another_run(undisturbed, hospital, 
         assert (prepared / name).read_bytes() == (undisturbed / name).read_bytes(), name
     counts = json.loads((prepared / "summary.json").read_text())["labels"]
     assert counts["frozen_tasks_fitted_on"] == "same"
-    assert (counts["label_tables"]["used"], counts["label_tables"]["unlabelled_study"]) == (1, 1)
+    assert (counts["label_tables"]["used"], counts["label_tables"]["unknown_study"]) == (1, 1)
     finding = pl.read_parquet(prepared / "phenotypes.parquet").filter(phenotype="finding")
     assert finding.select("study_id", "label").rows() == [("ct-00", False)]
     assert pl.read_parquet(prepared / "labels_meds" / "finding" / "30d.parquet")["boolean_value"].to_list() == [False]
