@@ -163,7 +163,10 @@ def _parts(folder: Path, unread: list[Path]) -> list[Path]:
     ConfigError for a Delta table: files of its older versions lie beside those of the newest.
     """
     parts = []
-    for path in sorted(part for part in folder.rglob("*") if part.is_file()):
+    for path in sorted(folder.rglob("*")):  # which does not follow links to folders
+        if path.is_dir():
+            unread += [path] if path.is_symlink() else []
+            continue
         below = path.relative_to(folder).parts
         if "_delta_log" in below:
             raise ConfigError(

@@ -123,6 +123,15 @@ def test_a_delta_table_is_refused_for_its_older_versions(tmp_path):
         find_tables(tmp_path)
 
 
+def test_a_linked_folder_among_parts_is_not_followed_and_named(tmp_path):
+    touch(tmp_path, "omop/person/year=2019/part-0.csv", "archive/part-1.csv")
+    (tmp_path / "omop" / "person" / "year=2020").symlink_to(tmp_path / "archive")
+    tables = find_tables(tmp_path / "omop")
+    assert (tables.files["person"], tables.unread) == (("person/year=2019/part-0.csv",), ("person/year=2020",))
+    (tmp_path / "omop" / "death").symlink_to(tmp_path / "archive")  # a table's folder itself may be a link
+    assert find_tables(tmp_path / "omop").files["death"] == ("death/part-1.csv",)
+
+
 def test_of_two_prefixes_none_is_the_table(tmp_path):
     tables = find_tables(touch(tmp_path, "a_person.csv", "b_person.csv", "death.csv"))
     assert (tables.files, tables.unread) == ({"death": ("death.csv",)}, ("a_person.csv", "b_person.csv"))
