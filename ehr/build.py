@@ -106,7 +106,10 @@ def build_labels(
         {
             "studies": _flow(studies, survey, labels) | _odd(counted, "studies"),
             "subjects": _odd(counted, "subjects") | {"after_extract": survey.subjects_after(rules.extract_end_us)},
-            "events": survey.counts | _odd(counted, "events") | {"placeholder_codes": _commonest(survey.placeholders)},
+            "events": survey.counts
+            | source.file_counts()
+            | _odd(counted, "events")
+            | {"placeholder_codes": _commonest(survey.placeholders)},
             "cutoff_days_after_extract": (rules.extract_end_us - extract_end) // DAY_US,
             "codes": _code_counts(index, ontology),
             "tasks": task_counts,

@@ -6,6 +6,7 @@ from ehr.losses import WARN_FRACTION
 from ttepretrain.log import log
 
 LATE_CUTOFF_DAYS = 31
+DAY_END_FRACTION = 0.01  # of the moments; by chance it is one in 1,440 where clocks show minutes
 
 
 def warn_of_odd_records(counts: dict) -> None:
@@ -41,3 +42,21 @@ def _messages(subjects: dict[str, int], studies: dict[str, int], cutoff_days_aft
         "it: is MEDS_DEATH the day of death?": subjects["long_after_death"] > WARN_FRACTION * subjects["deaths"],
     }
     return [message for message, odd in found.items() if odd]
+
+
+def warn_of_files_and_clocks(counts: dict, date_only: str) -> None:
+    """Of event files that were not read, and of dates that were read as moments. counts: of the label stage."""
+    events = counts["events"]
+    left = [*events["unread_files"], *counts.get("nested_meds", {}).get("unread_files", [])]
+    if left:
+        log.warning(
+            f"input.ehr: {len(left)} files look like event files and are not read: {', '.join(left[:5])}"
+            f"{', ...' if len(left) > 5 else ''}; write them as *.parquet, or take them out of data/"
+        )
+    ends, moments = events["day_end_moments"], events["timed_moments"]
+    if date_only != "day_end" and ends > DAY_END_FRACTION * moments:
+        log.warning(
+            f"{ends} of {moments} times of the records are 23:59:00 or 23:59:59, where some converters write dates "
+            f"without a time; with ehr.date_only={date_only} they are moments, and dates of the scan's own day may "
+            "become labels. Set ehr.date_only=day_end if they are dates"
+        )

@@ -25,11 +25,11 @@ from data.labels.stamps import read_stamp, write_stamp
 from data.subjects.leakage import check_frozen_tasks
 from ehr.config import EhrConfig
 from ehr.losses import judge_loss
-from ehr.odd_records import warn_of_odd_records
+from ehr.odd_records import warn_of_files_and_clocks, warn_of_odd_records
 from ehr.phenotype_file import read_phenotypes
 from ehr.schema import BIRTH
 from ttepretrain.errors import ConfigError
-from ttepretrain.files import sha256_of
+from ttepretrain.files import files_below, sha256_of
 from ttepretrain.log import log
 
 if TYPE_CHECKING:  # it imports what only a run of the stage needs
@@ -98,6 +98,7 @@ def make_labels(
     _warn_of_absent_codes(stamp["counts"])
     judge_labels(stamp["counts"], config.max_lost_fraction)
     warn_of_odd_records(stamp["counts"])
+    warn_of_files_and_clocks(stamp["counts"], config.date_only)
     return LabelStage(
         folder,
         pl.read_parquet(folder / "labels.parquet", columns=["study_id"]),
@@ -257,7 +258,7 @@ def _inputs(
 
 def _folder_hash(folder: Path) -> str:
     """Hash over relative names and bytes of all files below a folder."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = [path for path in map(folder.joinpath, files_below(folder)) if path.is_file()]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:  # hashing lets other threads run
         hashes = threads.map(sha256_of, files)
     names = [path.relative_to(folder).as_posix() for path in files]

@@ -68,6 +68,11 @@ class MedsSource:
             raise ConfigError(f"input.ehr: {self.folder} holds no data/**/*.parquet; give the root of a MEDS data set")
         return list(files.read)
 
+    def file_counts(self) -> dict:
+        """Of event_files, for summary.json."""
+        files = event_files(self.folder)
+        return {"files": len(files.read), "junk_files": files.junk, "unread_files": list(files.left)}
+
     def batches(self, name: str) -> Iterator[Batch]:
         """Events of one file. Raises ConfigError for a column that cannot be read exactly, BadDataError for bad ids,
         IntegrityError for bytes that cannot be decoded.
@@ -207,4 +212,6 @@ def read_metadata(folder: Path) -> pl.DataFrame | None:
         raise unreadable(folder, name, error) from None
     table = table.select(pl.col(c).cast(t) if c in listed else pl.lit(None, t).alias(c) for c, t in METADATA.items())
     table = table.filter(pl.col("code").is_not_null() & (pl.col("code") != ""))
-    return table.with_columns(plain(pl.col("code")).alias("code"), pl.col("parent_codes").list.eval(plain(pl.element())))
+    return table.with_columns(
+        plain(pl.col("code")).alias("code"), pl.col("parent_codes").list.eval(plain(pl.element()))
+    )
