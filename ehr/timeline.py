@@ -13,7 +13,7 @@ is the point at which its day ends.
 
 from __future__ import annotations
 
-from typing import Generic, NamedTuple, TypeVar, overload
+from typing import Any, Generic, NamedTuple, TypeVar, overload
 
 import numpy as np
 import polars as pl
@@ -51,7 +51,17 @@ def side_of_scan(start: Times, end: Times, index: Times, index_last: Times, blac
     return Side(feature=end <= index, after=start > index_last + blackout)
 
 
-def is_date(time: Times, date_only: str) -> Truth:
+@overload
+def is_date(time: int, date_only: str) -> bool: ...
+@overload
+def is_date(time: np.ndarray, date_only: str) -> np.ndarray: ...
+@overload
+def is_date(time: pl.Series, date_only: str) -> pl.Series: ...
+@overload
+def is_date(time: pl.Expr, date_only: str) -> pl.Expr: ...
+
+
+def is_date(time: Any, date_only: str) -> Any:
     """Whether a time (us) is a date without a time of day, under `ehr.date_only`. Nothing else decides it.
 
     midnight: at 00:00:00. day_end: there, at 23:59:00 or in the day's last second too. never: no time is.
@@ -64,7 +74,7 @@ def is_date(time: Times, date_only: str) -> Truth:
     return (within == 0) | ends_day(within)
 
 
-def ends_day(within: Times) -> Truth:
+def ends_day(within: Times) -> Any:
     """Whether a time of day (us) is 23:59:00 or in the day's last second, where `day_end` writes dates without one."""
     return (within == LAST_MINUTE_US) | (within >= LAST_SECOND_US)
 

@@ -146,7 +146,7 @@ def plain(code: pl.Expr) -> pl.Expr:
 
 def _plain(code: np.ndarray, codes: pl.Series) -> tuple[np.ndarray, pl.Series]:
     """Places and strings, unique, of plain codes."""
-    every = codes.to_frame().select(plain(pl.col("code"))).to_series()
+    every = codes.to_frame().select(code=plain(pl.col("code"))).to_series()
     unique = every.unique(maintain_order=True)
     numbers = pl.DataFrame({"code": unique}).with_row_index("number")
     place = every.to_frame().join(numbers, on="code", how="left", maintain_order="left", nulls_equal=True)["number"]

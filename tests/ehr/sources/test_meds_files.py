@@ -100,11 +100,11 @@ def test_a_kind_of_death_cannot_be_asked_for(code):
     """It would match nothing, or every death."""
     with pytest.raises(ConfigError, match=r"ehr\.exclude has no events of its own: every MEDS_\w+//\.\.\. is read as"):
         EhrConfig(exclude=[code])
-    with pytest.raises(ConfigError, match="phenotypes.dead.codes has no events of its own"):
+    with pytest.raises(ConfigError, match=r"phenotypes\.dead\.codes has no events of its own"):
         Phenotype([code]).check("phenotypes.dead")
 
 
-def test_sparks_folders_and_any_letter_case_are_read(tmp_path, folder, studies, meds, label):
+def test_sparks_folders_and_any_letter_case_are_read(folder, studies, meds, label):
     base, data = label(folder, studies), folder / "data"
     (data / "train" / "0.parquet").mkdir(parents=True)
     (data / "0.parquet").rename(data / "train" / "0.parquet" / "part-00000-c000.snappy.PARQUET")
@@ -124,7 +124,7 @@ def test_sparks_folders_and_any_letter_case_are_read(tmp_path, folder, studies, 
 
 
 @pytest.mark.parametrize(
-    "name", ["1.csv", "1.csv.gz", "1.parquet.gz", "1.pq", "1.arrow", "_temporary/1.parquet", ".1/1.parquet", "part-00001"]
+    "name", ["1.csv", "1.csv.gz", "1.parquet.gz", "1.pq", "1.arrow", "_temporary/1.parquet", ".1/1.parquet", "part-1"]
 )  # fmt: skip
 def test_what_looks_like_an_event_file_and_is_not_read_is_named(folder, studies, label, caplog, name):
     path = folder / "data" / name
@@ -184,7 +184,7 @@ def test_a_column_of_the_metadata_that_is_there_twice_is_named(tmp_path, meds):
 def test_a_list_of_parents_that_is_text_is_named(tmp_path, meds):
     folder = meds.write(tmp_path / "ehr", [ROWS], {"X/A": ["X/root"]})
     pl.DataFrame({"code": ["X/A"], "parent_codes": ["X/root"]}).write_parquet(folder / "metadata" / "codes.parquet")
-    with pytest.raises(ConfigError, match="column parent_codes is large_string.*; write lists of text"):
+    with pytest.raises(ConfigError, match=r"column parent_codes is large_string.*; write lists of text"):
         read_metadata(folder)
 
 
@@ -223,7 +223,7 @@ def test_a_file_that_is_gone_is_not_called_damaged(folder):
         check_headers(folder, None, "midnight")
 
 
-def test_ends_of_days_far_beyond_chance_are_told(folder, caplog):
+def test_ends_of_days_far_beyond_chance_are_told(caplog):
     def told(ends: int, date_only: str) -> bool:
         caplog.clear()
         events = {"unread_files": [], "day_end_moments": ends, "timed_moments": 1000}
