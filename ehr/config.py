@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from datetime import date
 from zoneinfo import ZoneInfo
 
-from ehr.schema import QUALIFIED
 from ttepretrain.config import require, require_choice
 
 
@@ -88,6 +87,8 @@ class EhrConfig:
 def require_plain(key: str, codes: list[str]) -> None:
     """ConfigError for a kind of death (MEDS_DEATH//x) or birth, which the run knows as MEDS_DEATH alone."""
     for code in codes:
+        from ehr.schema import QUALIFIED  # it imports polars, which is not needed to answer a typo
+
         require(
             not code.startswith(QUALIFIED), key, code,
             f"has no events of its own: every {code.split('//')[0]}//... is read as {code.split('//')[0]}, name that",
