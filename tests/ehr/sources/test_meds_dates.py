@@ -106,7 +106,7 @@ def test_day_end_equals_the_plain_loops(tmp_path, meds, label, same_as_oracle, s
 def test_ends_of_days_are_counted(labelled):
     """Moments with a time, and those of them that the other convention would read as dates."""
     rows = rows_with("X/A", on(SCAN, ENDS[0])) + [(3, on(SCAN + k * DAY, ENDS[k]), "X/B") for k in (1, 2, 3)]
-    rows += [(3, on(SCAN + DAY, ENDS[1]), "X/C"), (3, None, "X/S"), (2, SCAN.replace(hour=0), "X/C")]
+    rows += [(3, on(SCAN + 3 * DAY, ENDS[3]), "X/C"), (3, None, "X/S"), (2, SCAN.replace(hour=0), "X/C")]
     events = labelled(rows).counts["events"]
     assert (events["timed_moments"], events["day_end_moments"]) == (9, 4)
 
@@ -136,7 +136,7 @@ def test_other_times_of_such_days_are_moments(tmp_path, meds, place):
 @pytest.mark.parametrize("place", [*PLACES, datetime(9999, 12, 31), None], ids=str)
 def test_a_death_without_a_date_stays_without_one(tmp_path, meds, label, place):
     """It is a static event and counted; the row is not dropped."""
-    rows = [(1, place, "MEDS_DEATH"), (1, SCAN, "X/A"), (1, SCAN + 9 * DAY, "X/A"), (2, SCAN + 9 * DAY, "X/A")]
+    rows = [(1, place, "MEDS_DEATH"), (1, SCAN, "X/A"), (1, SCAN + 9 * DAY, "X/A"), (2, SCAN + 9 * DAY, "X/B")]
     folder = meds.write(tmp_path / "ehr", [rows])
     (batch,) = MedsSource(folder).batches("data/0.parquet")
     assert batch.codes.gather(batch.code).to_list()[0] == "MEDS_DEATH"
