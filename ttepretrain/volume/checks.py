@@ -69,6 +69,7 @@ class Flag(StrEnum):
     OTHER_PHASES = "other_phases"  # the series covers its positions several times; one pass was read
     PADDING_DOUBTFUL = "padding_doubtful"  # stated padding lies among tissue: taken outside the field of view alone
     STRAY_BITS = "stray_bits"  # bits above BitsStored differ: read as values or cleared, as their neighbours tell
+    DERIVED = "derived"  # computed from other images: reformats, projections; or the header calls a copy so
     LOSSY = "lossy"
     NAN_TO_AIR = "nan_to_air"
     DUPLICATE_CONTENT = "DUPLICATE_CONTENT"  # another scan has the same voxels; set by doctor and jobs.prepare

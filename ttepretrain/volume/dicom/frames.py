@@ -15,7 +15,7 @@ from ttepretrain.errors import BadStudy
 from ttepretrain.volume.checks import Reason
 from ttepretrain.volume.dicom.headers import Header
 from ttepretrain.volume.dicom.syntaxes import has_readable_header
-from ttepretrain.volume.dicom.tags import TAGS, Values, numbers, text, texts
+from ttepretrain.volume.dicom.tags import TAGS, Values, is_map, numbers, text, texts
 
 DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
 CT_CLASS = "1.2.840.10008.5.1.4.1.1.2"
@@ -29,6 +29,7 @@ GROUPS = """
     UnassignedSharedConvertedAttributesSequence UnassignedPerFrameConvertedAttributesSequence
     FrameContentSequence PlanePositionSequence PlaneOrientationSequence PixelMeasuresSequence
     PixelValueTransformationSequence
+    TemporalPositionSequence CardiacSynchronizationSequence RespiratorySynchronizationSequence
     CTImageFrameTypeSequence CTReconstructionSequence CTXRayDetailsSequence CTAcquisitionDetailsSequence
 """.split()  # noqa: SIM905
 
@@ -54,9 +55,9 @@ def pictures(header: Header) -> tuple[list[Picture], Reason | None]:
     reasons = [_why_no_slice(values) for values in frames]
     if Reason.BAD_AFFINE in reasons:
         raise BadStudy(Reason.BAD_AFFINE, "a picture without position or orientation")
-    if None not in reasons:
-        raise BadStudy(Reason.LOCALIZER, "localizers only")
-    left_out = next((reason for reason in reasons if reason is not None), None)
+    left_out = next((reason for reason in (Reason.NOT_HU, Reason.LOCALIZER) if reason in reasons), None)
+    if None not in reasons and left_out is not None:
+        raise BadStudy(left_out, "localizers, or maps of something else than HU")
     kept = [Picture(header, i, values) for i, (values, reason) in enumerate(zip(frames, reasons)) if reason is None]
     return kept, left_out
 
@@ -120,6 +121,8 @@ def _check_file(header: Header) -> None:
 def _why_no_slice(values: Values) -> Reason | None:
     if "LOCALIZER" in texts(values, "ImageType"):
         return Reason.LOCALIZER
+    if is_map(values):
+        return Reason.NOT_HU
     if not (values.get("ImagePositionPatient") and values.get("ImageOrientationPatient")):
         return Reason.BAD_AFFINE
     return None

@@ -61,8 +61,15 @@ def _occasion(places: Places) -> Iterator[tuple[str, Labels]]:
     """Values that a scan shares, but that may be missing or odd in one of its slices."""
     for n in range(3):
         yield "ImageType", _labels(places, partial(_image_type, n))
-    yield "ContrastBolusAgent", _labels(places, lambda values: "named" if has_contrast(values) else "none")
+    yield "ContrastBolusAgent", _labels(places, _contrast)
     yield "AcquisitionTime", _clusters(_minutes(places), MINUTES_APART)
+
+
+def _contrast(values: Values) -> str:
+    """What is not stated is no contrast; a placeholder states nothing."""
+    if has_contrast(values) is None and text(values, "ContrastBolusAgent"):
+        return ""
+    return "named" if has_contrast(values) else "none"
 
 
 def _image_type(n: int, values: Values) -> str:

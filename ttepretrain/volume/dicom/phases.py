@@ -13,15 +13,25 @@ from pathlib import Path
 from ttepretrain.volume.checks import Flag, Reason
 from ttepretrain.volume.dicom.frames import Picture
 from ttepretrain.volume.dicom.tags import numbers, text, texts
-from ttepretrain.volume.dicom.times import day_of, midnight_between, seconds_of
+from ttepretrain.volume.dicom.times import day_of, midnight_between, moments, seconds_of
 
-# The first that distinguishes all phases is used.
+# The first that distinguishes all phases is used: what a standard says for it, then the number and time of acquisition.
 TAGS_OF_PHASES = (
     "TemporalPositionIndex",
     "TemporalPositionIdentifier",
+    "TemporalPositionTimeOffset",
+    "NominalPercentageOfCardiacPhase",
+    "NominalCardiacTriggerDelayTime",
+    "ActualCardiacTriggerDelayTime",
+    "TriggerTime",
+    "NominalPercentageOfRespiratoryPhase",
+    "NominalRespiratoryTriggerDelayTime",
     "AcquisitionNumber",
+    "FrameAcquisitionDateTime",
+    "AcquisitionDateTime",
     "AcquisitionTime",
     "ContentTime",
+    "StackID",
 )
 DATES = {"AcquisitionTime": "AcquisitionDate", "ContentTime": "ContentDate"}
 
@@ -29,15 +39,17 @@ DATES = {"AcquisitionTime": "AcquisitionDate", "ContentTime": "ContentDate"}
 def one_phase(pictures: Sequence[Picture], which: str, source: Path) -> tuple[list[Picture], tuple[Flag, ...]]:
     """The pictures of the `first` or `last` phase; if `source` is a file, of the phases in that file.
 
-    All pictures if there is one phase, or if `which` is `refuse`. Phases are separated only if each of them has one
+    A file that has every position once is read by itself, even where no tag separates it from the others. All pictures
+    if there is one phase, or if `which` is `refuse`. Phases are separated only if each of them has one
     picture at every position of the series, reconstructed in the same way. Otherwise two pictures share a position,
     which the stack refuses.
     """
     spots = [_spot(picture) for picture in pictures]
     every = set(spots)
-    if which == "refuse" or len(every) == len(spots):
+    positions = {spot[:3] for spot in spots}
+    if which == "refuse" or len(positions) == len(spots):
         return list(pictures), ()
-    for keyword in TAGS_OF_PHASES:
+    for keyword in TAGS_OF_PHASES if len(every) < len(spots) else ():
         said = _values(pictures, keyword)
         members = defaultdict(list)
         for number, value in enumerate(said):
@@ -49,6 +61,10 @@ def one_phase(pictures: Sequence[Picture], which: str, source: Path) -> tuple[li
             own = {value for value, phase in members.items() if any(pictures[n].header.file == source for n in phase)}
             chosen = (min if which == "first" else max)(own or members)
             return [pictures[n] for n in members[chosen]], (Flag.OTHER_PHASES,)
+    whole = [n for n, picture in enumerate(pictures) if picture.header.file == source]
+    covered = {spots[n][:3] for n in whole}
+    if len(covered) == len(whole) > 1 and covered == positions:
+        return [pictures[n] for n in whole], (Flag.OTHER_PHASES,)
     return list(pictures), ()
 
 
@@ -66,6 +82,12 @@ def _values(pictures: Sequence[Picture], keyword: str) -> list[tuple[int, float]
     no date.
     """
     said = [text(picture.values, keyword) for picture in pictures]
+    if keyword == "StackID":
+        order = {label: rank for rank, label in enumerate(sorted(set(said) - {""}))}  # may be any text
+        return [(0, order[label]) if label else None for label in said]
+    if keyword.endswith("DateTime"):
+        stated = [next(moments(picture.values, ((keyword,),)), None) for picture in pictures]
+        return [(m.day.toordinal(), m.seconds) if m and m.day and m.seconds is not None else None for m in stated]
     if keyword not in DATES:
         return [None if number is None else (0, number) for number in map(_number, said)]
     dates = [day_of(text(picture.values, DATES[keyword])) for picture in pictures]

@@ -33,7 +33,7 @@ from ttepretrain.volume.dicom.phases import one_phase
 from ttepretrain.volume.dicom.pixels import read_stack
 from ttepretrain.volume.dicom.stack import arrange
 from ttepretrain.volume.dicom.syntaxes import LOSSY
-from ttepretrain.volume.dicom.tags import acquisition, numbers, slice_header, text
+from ttepretrain.volume.dicom.tags import acquisition, is_derived, numbers, slice_header, text
 from ttepretrain.volume.dicom.times import acquired
 from ttepretrain.volume.image import CTImage
 from ttepretrain.volume.source import source_files
@@ -59,6 +59,8 @@ def read_dicom(path: Path, reading: Reading = DEFAULT_READING, wanted: Wanted = 
             flags += (Flag.IMAGES_SKIPPED,)
         if any(_is_lossy(picture) for picture in chosen):
             flags += (Flag.LOSSY,)
+        if any(is_derived(picture.values) for picture in chosen):
+            flags += (Flag.DERIVED,)
         lowest = stack.places[0][0]
         first = min(filter(None, map(acquired, values.values())), default=None)
         said = acquisition(values[lowest.file, lowest.frame])

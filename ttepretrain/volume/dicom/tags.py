@@ -22,11 +22,42 @@ TAGS = """
     BurnedInAnnotation NumberOfFrames SamplesPerPixel PhotometricInterpretation Rows Columns BitsAllocated BitsStored
     HighBit PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit RescaleSlope RescaleIntercept RescaleType
     PixelSpacing ImageOrientationPatient ImagePositionPatient GantryDetectorTilt LossyImageCompression
-    TemporalPositionIndex TemporalPositionIdentifier AcquisitionNumber AcquisitionTime ContentTime
+    TemporalPositionIndex TemporalPositionIdentifier TemporalPositionTimeOffset NominalPercentageOfCardiacPhase
+    NominalCardiacTriggerDelayTime ActualCardiacTriggerDelayTime TriggerTime NominalPercentageOfRespiratoryPhase
+    NominalRespiratoryTriggerDelayTime StackID AcquisitionNumber AcquisitionTime ContentTime
     AcquisitionDate ContentDate AcquisitionDateTime FrameAcquisitionDateTime SeriesDate SeriesTime StudyDate StudyTime
-    Manufacturer ConvolutionKernel KVP ContrastBolusAgent SliceThickness
+    Manufacturer ConvolutionKernel KVP ContrastBolusAgent ContrastBolusAgentSequence SliceThickness
+    DerivationDescription
     SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence
 """.split()  # noqa: SIM905  a table of names reads better than a list of strings
+PLACEHOLDERS = """
+    ? - -- . * X XX XXX N/A NA NAN NULL UNKNOWN UNK UNSPECIFIED UNDEFINED OTHER ANON ANONYMIZED ANONYMISED ANONYMOUS
+    DEIDENTIFIED DE-IDENTIFIED REMOVED REDACTED MASKED DUMMY TBD
+""".split()  # noqa: SIM905  which say nothing
+# RescaleType: how HU are spelled, and units that are not HU. Anything else says nothing: the values themselves decide.
+HU_NAMES = re.compile(r"\[?(HU|HU_MOD|HOUNSFIELDS?|HOUNSFIELD[ _]?UNITS?|UNITS? HOUNSFIELD|H\.?U\.?)\]?")
+OTHER_UNITS = re.compile(
+    r"OD|MGML|Z_?EFF.*|EDW?|PCT|SUV.*|BQ.*|CNTS|COUNTS|GY|CGY|PPM|MS|S|SEC|KEV|NORMALIZED|.*[/%^].*"
+)
+# Of ContrastBolusAgent: words that it begins with where there was none.
+NO_CONTRAST = re.compile(
+    r"(NO|NON|NOT|NONE|NIL|N|0+|FALSE|WITHOUT|WO|OHNE|KEIN\w*|NEIN|NATIVE?|NATIF|NATIVO|SANS|SIN|SENZA|SEM|ZONDER|UTAN|UDEN"
+    r"|PLAIN|UNENHANCED|NONENHANCED|NONCONTRAST|NOCONTRAST|NCCT|NECT)(?![A-Z0-9])"
+)
+# Values of ImageType, or words in them: what an image shows instead of HU.
+MAPS = """
+    SUBTRACTION SUBTRACTED SUBTRACT SUB DSA DIVISION MULTIPLICATION STD_DEVIATION T_TEST Z_SCORE MTT TTP TMAX TTD TTS
+    RCBF RCBV CBF CBV PBV BLOODFLOW BLOODVOLUME BLOOD_FLOW BLOOD_VOLUME PERMEABILITY MAT_SPECIFIC MAT_FRACTIONAL
+    MAT_VALUE_BASED EFF_ATOMIC_NUM Z_EFF ZEFF ELECTRON_DENSITY RHO_Z VRT
+""".split()  # noqa: SIM905
+MAPS_IN_WORDS = re.compile(
+    r"SUBTRACT|PERFUSION MAP|BLOOD (FLOW|VOLUME)|TRANSIT TIME|TIME TO (PEAK|MAX)|IODINE (MAP|DENSITY|OVERLAY|IMAGE)"
+    r"|EFFECTIVE (Z|ATOMIC)|ELECTRON DENSITY|VOLUME RENDER"
+)
+# What is HU, but not of one place: the largest, smallest or mean value along a line.
+PROJECTIONS = re.compile(
+    r"\b(MIP|MINIP|MAXIP|AIP|MAXIMUM|MINIMUM|MEAN|AVERAGE|AVG|MPR|REFORMATTED|RESAMPLED|PROJECTION)\b"
+)
 UNSAID = ("anonymized", "anonymised", "anonymous", "none", "unknown")  # instead of a manufacturer
 VENDORS = "canon fujifilm ge hitachi neusoft philips samsung siemens toshiba uih".split()  # noqa: SIM905
 KERNEL_NAMES = "STANDARD SOFT LUNG BONE BONEPLUS DETAIL EDGE CHST STND STD+ SMOOTH SHARP".split()  # noqa: SIM905
@@ -60,7 +91,8 @@ def slice_header(file: Path, frame: int, values: Values) -> SliceHeader:
     (slope,) = numbers(values, "RescaleSlope", 1, Reason.BAD_SCALING)
     (intercept,) = numbers(values, "RescaleIntercept", 1, Reason.BAD_SCALING)
     check_scaling(slope, intercept)
-    if text(values, "RescaleType").upper() not in ("", "HU", "HU_MOD", "US"):  # US: unspecified
+    units = text(values, "RescaleType").upper()
+    if units not in PLACEHOLDERS and not HU_NAMES.fullmatch(units) and OTHER_UNITS.fullmatch(units):
         raise BadStudy(Reason.NOT_HU, "RescaleType is not HU")
     return SliceHeader(
         file=file,
@@ -120,11 +152,48 @@ def acquisition(values: Values) -> dict[str, str | float | bool | None]:
             (known[key],) = numbers(values, keyword, 1, Reason.UNREADABLE)
         except BadStudy:
             known[key] = None
-    if text(values, "ContrastBolusAgent"):
-        known["contrast"] = has_contrast(values)
+    known["contrast"] = has_contrast(values)
     return known
 
 
-def has_contrast(values: Values) -> bool:
-    """Whether a contrast agent is named."""
-    return text(values, "ContrastBolusAgent").upper() not in ("", "NO", "NONE", "N")
+def has_contrast(values: Values) -> bool | None:
+    """Whether a contrast agent is named, in text or as a code; False where it says that there was none, None if unsaid.
+
+    Several agents are separated: "no oral, Omnipaque" names one.
+    """
+    said = [text(values, "ContrastBolusAgent")]
+    coded = values.get("ContrastBolusAgentSequence")
+    said += [str(item.get("CodeMeaning") or item.get("CodeValue") or "") for item in coded or []]
+    found = [_is_agent(part) for agent in said for part in re.split(r"[,;+&|]|\bAND\b|\bUND\b", _spelled(agent))]
+    return True if True in found else False if False in found else None
+
+
+def _spelled(agent: str) -> str:
+    """In capital letters, with one spelling of `without`."""
+    return re.sub(r"\bW\s?[/.]?\s?O\b|\bWO\b|(?<![A-Z])S/|^C-$|^-C$", "WITHOUT ", " ".join(agent.upper().split()))
+
+
+def _is_agent(part: str) -> bool | None:
+    part = part.strip(" .\"'()[]_")
+    if part in ("", *PLACEHOLDERS) or re.fullmatch(
+        r"NOT? (KNOWN|STATED|RECORDED|SPECIFIED|AVAILABLE|APPLICABLE|DATA)", part
+    ):
+        return None
+    return not NO_CONTRAST.match(part)
+
+
+def is_map(values: Values) -> bool:
+    """Whether the picture shows something else than HU: a difference, a perfusion or material map, a rendering."""
+    said = texts(values, "ImageType")
+    words = {word for value in said for word in (value, *value.split())}
+    iodine = any("IODINE" in word and "REMOV" not in word for word in said)
+    perfusion = said[:1] == ["DERIVED"] and "PERFUSION" in words
+    derived = MAPS_IN_WORDS.search(text(values, "DerivationDescription").upper().replace("_", " "))
+    return bool(not words.isdisjoint(MAPS) or iodine or perfusion or derived)
+
+
+def is_derived(values: Values) -> bool:
+    """Whether the picture was computed from others, as its ImageType or DerivationDescription says."""
+    said = texts(values, "ImageType")
+    words = " ".join([*said[2:], text(values, "DerivationDescription").upper()]).replace("_", " ")
+    return said[:1] == ["DERIVED"] or bool(PROJECTIONS.search(words))

@@ -48,6 +48,20 @@ def said(dataset, **values):
 
 TELLING = {
     "temporal position": lambda ds, phase, _: setattr(ds, "TemporalPositionIdentifier", phase + 1),
+    "percentage of the heartbeat": lambda ds, phase, _: setattr(
+        ds, "NominalPercentageOfCardiacPhase", (9.5, 70.0)[phase]
+    ),
+    "delay after the R wave": lambda ds, phase, _: setattr(ds, "NominalCardiacTriggerDelayTime", (90.0, 350.5)[phase]),
+    "trigger time": lambda ds, phase, _: setattr(ds, "TriggerTime", ("90", "350.5")[phase]),
+    "phase of breathing": lambda ds, phase, _: setattr(ds, "NominalPercentageOfRespiratoryPhase", (0.0, 50.0)[phase]),
+    "offset in time": lambda ds, phase, _: setattr(ds, "TemporalPositionTimeOffset", (-1.5, 20.0)[phase]),
+    "the heart comes before the number": lambda ds, phase, _: said(
+        ds, TriggerTime=("90", "350.5")[phase], AcquisitionNumber=2 - phase
+    ),
+    "moment of acquisition": lambda ds, phase, _: setattr(
+        ds, "AcquisitionDateTime", ("20191231235950", "20200101000020.5")[phase]
+    ),
+    "stack": lambda ds, phase, _: setattr(ds, "StackID", ("1", "B")[phase]),
     "number, not text": lambda ds, phase, _: setattr(ds, "AcquisitionNumber", (9, 10)[phase]),
     "acquisition time": lambda ds, phase, _: setattr(ds, "AcquisitionTime", ("093015.25", "101500")[phase]),
     "one of several": lambda ds, phase, d: (
@@ -103,6 +117,63 @@ def test_a_file_of_one_whole_phase_stands_for_it(tmp_path, chest, enhanced):
     for which in ("first", "last"):
         np.testing.assert_array_equal(read_dicom(tmp_path / "one", Reading(phase=which)).hu_DHW, hu_DHW)
         np.testing.assert_array_equal(read_dicom(tmp_path / "two", Reading(phase=which)).hu_DHW, hu_DHW + LATER_HU)
+
+
+@pytest.mark.parametrize("which", ["first", "last"])
+def test_a_file_of_every_position_is_read_though_no_tag_tells_it_apart(tmp_path, chest, enhanced, which):
+    hu_DHW, affine = chest
+    for number, name in enumerate(("one", "two")):
+
+        def edit(dataset, number=number):
+            dataset.SeriesInstanceUID = dataset.StudyInstanceUID = "1.2.3"
+            if number:  # reconstructed otherwise
+                dataset.SharedFunctionalGroupsSequence[0].CTImageFrameTypeSequence[0].FrameType[2] = "REST"
+
+        values_DHW = hu_DHW + np.int16(LATER_HU * number)
+        enhanced(values_DHW, affine, range(12), edit).save_as(tmp_path / name, enforce_file_format=True)
+    for number, name in enumerate(("one", "two")):
+        image = read_dicom(tmp_path / name, Reading(phase=which))
+        np.testing.assert_array_equal(image.hu_DHW, hu_DHW + LATER_HU * number)
+        assert image.flags == (Flag.OTHER_PHASES,)
+    with pytest.raises(BadStudy, match="DUPLICATE_SLICE"):
+        read_dicom(tmp_path, Reading(phase=which))
+
+
+def test_a_file_that_is_a_part_of_a_volume_is_not_read_by_itself(tmp_path, chest, enhanced):
+    hu_DHW, affine = chest
+    for number, frames in enumerate((range(6), range(6, 12))):
+        edit = lambda ds: said(ds, SeriesInstanceUID="1.2.3", StudyInstanceUID="1.2.3")  # noqa: E731
+        enhanced(hu_DHW, affine, frames, edit).save_as(tmp_path / f"{number}.dcm", enforce_file_format=True)
+    np.testing.assert_array_equal(read_dicom(tmp_path / "0.dcm").hu_DHW, hu_DHW)
+
+
+GROUPS = {
+    "TemporalPositionSequence": {"TemporalPositionTimeOffset": (0.0, 12.5)},
+    "CardiacSynchronizationSequence": {"NominalPercentageOfCardiacPhase": (5.0, 75.0)},
+    "RespiratorySynchronizationSequence": {"NominalPercentageOfRespiratoryPhase": (0.0, 50.0)},
+    "FrameContentSequence": {"StackID": ("1", "2")},
+}
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_enhanced_frames_name_their_phase_in_any_group(tmp_path, chest, enhanced, group):
+    hu_DHW, affine = chest
+    both_DHW = np.concatenate([hu_DHW, hu_DHW + np.int16(LATER_HU)])
+
+    def edit(dataset):
+        frames = dataset.PerFrameFunctionalGroupsSequence
+        for d, frame in enumerate(frames):
+            content = Dataset()
+            ((keyword, values),) = GROUPS[group].items()
+            setattr(content, keyword, values[d // 12])
+            setattr(frame, group, Sequence([content]))
+            frame.PlanePositionSequence = frames[d % 12].PlanePositionSequence
+
+    enhanced(both_DHW, affine, range(24), edit).save_as(tmp_path / "one.dcm", enforce_file_format=True)
+    for which, phase in (("first", 0), ("last", 1)):
+        image = read_dicom(tmp_path, Reading(phase=which))
+        np.testing.assert_array_equal(image.hu_DHW, both_DHW[12 * phase : 12 * phase + 12])
+        assert image.flags == (Flag.OTHER_PHASES,)
 
 
 def test_a_bolus_tracker_of_many_pictures_is_judged_at_once():
