@@ -65,7 +65,7 @@ class Histogram:
             natural[self.top - LOWEST] = 0
         self._set_natural(natural)
         ring = self.peak(-4000, BEYOND_AIR - 2 * PEAK)
-        if ring.sharpness > 0.98 and self.number(ring.hu + PEAK, BEYOND_AIR) < BACKGROUND * self.number():
+        if ring.sharpness > 0.93 and self.number(ring.hu + PEAK, BEYOND_AIR) < 0.01 * self.number():
             natural[: int(ring.hu) + PEAK - LOWEST] = 0  # padding that lossy compression made uneven
             self._set_natural(natural)
         low = LUNG_HU - LOWEST

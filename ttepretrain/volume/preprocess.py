@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ttepretrain.errors import BadStudy
+from ttepretrain.volume.body import body_cells
 from ttepretrain.volume.checks import Reason
 from ttepretrain.volume.dicom.choice import DEFAULT_READING, WHATEVER, Reading, Wanted
 from ttepretrain.volume.hu import check_hu
@@ -23,7 +24,7 @@ from ttepretrain.volume.resample import FWHM_PER_SIGMA, Limits, resample, separa
 from ttepretrain.volume.source import is_nifti, refuse_special
 from ttepretrain.volume.spec import VolumeSpec
 
-# The body is located on cells of this size, so large that the mean over a couch or a tube is air.
+# The body is located on cells of this size, so large that the mean over a sheet or a tube is air.
 BODY_CELL_MM = 12.0
 BODY_HU = -350.0
 
@@ -134,13 +135,14 @@ def _body_centre_mm(image: CTImage, limits: Limits) -> np.ndarray:
     step = shape / cells  # voxels per cell
     positions = [(np.arange(n) + 0.5) * s - 0.5 for n, s in zip(cells, step)]
     sigma = np.sqrt(np.maximum(step**2 - 1.0, 0.0)) / FWHM_PER_SIGMA
-    body_DHW = separable(torch.from_numpy(image.hu_DHW), positions, sigma, limits) > BODY_HU - limits[0]
-    if not body_DHW.any():
+    solid_DHW = separable(torch.from_numpy(image.hu_DHW), positions, sigma, limits) > BODY_HU - limits[0]
+    if not solid_DHW.any():
         raise BadStudy(Reason.NOT_HU, f"nothing as large as a body above {BODY_HU:g} HU")
+    body_DHW = body_cells(solid_DHW.numpy())
     middle = []
     for axis in range(3):
-        share = body_DHW.sum(dim=[other for other in range(3) if other != axis]).double().cumsum(0)
-        edges = np.concatenate([[0.0], (share / share[-1]).numpy()])
+        share = body_DHW.sum(axis=tuple(other for other in range(3) if other != axis)).cumsum()
+        edges = np.concatenate([[0.0], share / share[-1]])
         low, high = np.interp([0.01, 0.99], edges, np.arange(len(edges)) * step[axis])
         middle.append(float((low + high) / 2 - 0.5))
     return image.affine[:3] @ [*middle, 1.0]
