@@ -28,7 +28,7 @@ MAX_BYTES = 2**32  # of voxels
 DEFLATE_RATIO = 1032  # deflate cannot compress further, so a header cannot claim more
 MAX_DATA_OFFSET = 2**24  # bytes of header extensions
 READ_BYTES = 2**20  # read at a time
-PART_VOXELS = 2**20  # converted at a time
+PART_VOXELS = 2**18  # converted at a time
 MAX_TRAILING = 2**20  # bytes after the last voxel
 
 

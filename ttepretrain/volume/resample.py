@@ -24,7 +24,8 @@ FWHM_PER_SIGMA = 2.3548200450309493
 # Largest off-axis drift over the whole grid, in source voxels, of a grid that counts as aligned.
 ALIGNED_VOXELS = 0.01
 CHUNK = 2**20  # voxels converted to float32 at a time; they stay in the processor's cache for two products
-GATHER_VOXELS = 2**25  # source voxels smoothed at a time for a turned grid: 128 MiB, and as much on the way
+GATHER_VOXELS = 2**25  # source voxels smoothed at a time for a turned grid: 128 MiB
+SHARED, SMOOTH_COLUMNS, GATHER_SLICES = 1.25, 128, 16
 BAND = 16  # output positions per product; more of them multiply more zeros
 
 Limits = tuple[float, float]
@@ -61,31 +62,48 @@ def resample(
     out_DHW = torch.empty(grid_shape)
     for part in _parts(to_source, grid_shape, tuple(x_DHW.shape)):
         low, high = _reach(to_source, part, tuple(x_DHW.shape))
-        smooth_DHW = separable(x_DHW, [np.arange(a, b + 1.0) for a, b in zip(low, high)], sigma_DHW, limits)
-        out_DHW[tuple(slice(p.start, p.stop) for p in part)] = _gather(
-            smooth_DHW, low, tuple(x_DHW.shape), to_source, part
-        )
+        smooth_DHW = _smoothed(x_DHW, low, high, sigma_DHW, limits)
+        for begin in range(part[0].start, part[0].stop, GATHER_SLICES):
+            slab = (range(begin, min(begin + GATHER_SLICES, part[0].stop)), *part[1:])
+            place = tuple(slice(along.start, along.stop) for along in slab)
+            out_DHW[place] = _gather(smooth_DHW, low, tuple(x_DHW.shape), to_source, slab)
+    return out_DHW
+
+
+def _smoothed(x_DHW: Tensor, low: np.ndarray, high: np.ndarray, sigma_DHW: np.ndarray, limits: Limits | None) -> Tensor:
+    """The voxels from `low` to `high`, smoothed. Some columns at a time: separable() holds its result twice."""
+    rows_D, rows_H, columns = (np.arange(a, b + 1.0) for a, b in zip(low, high))
+    out_DHW = torch.empty(len(rows_D), len(rows_H), len(columns))
+    for begin in range(0, len(columns), SMOOTH_COLUMNS):
+        positions = [rows_D, rows_H, columns[begin : begin + SMOOTH_COLUMNS]]
+        out_DHW[:, :, begin : begin + SMOOTH_COLUMNS] = separable(x_DHW, positions, sigma_DHW, limits)
     return out_DHW
 
 
 def _parts(
     to_source: np.ndarray, grid_shape: tuple[int, int, int], size_DHW: tuple[int, ...]
 ) -> list[tuple[range, ...]]:
-    """Parts of the grid that reach at most GATHER_VOXELS, halved along the axis where they share fewest of them."""
+    """The grid, halved until each part reaches GATHER_VOXELS or fewer, along the axis where parts share least.
+
+    No further once all parts together reach SHARED times as much as the whole: under a large rotation they overlap.
+    """
 
     def cut(axis: int, length: int) -> list[tuple[range, ...]]:
         starts = range(0, grid_shape[axis], length)
         along = [range(start, min(start + length, grid_shape[axis])) for start in starts]
         return [tuple(piece if a == axis else range(n) for a, n in enumerate(grid_shape)) for piece in along]
 
-    def voxels(part: tuple[range, ...]) -> int:
-        low, high = _reach(to_source, part, size_DHW)
-        return int(np.prod(high - low + 1))
+    def voxels(parts: list[tuple[range, ...]]) -> list[int]:
+        return [int(np.prod(high - low + 1)) for low, high in (_reach(to_source, part, size_DHW) for part in parts)]
 
-    axis = min(range(3), key=lambda a: max(map(voxels, cut(a, -(-grid_shape[a] // 2)))))
+    axis = min(range(3), key=lambda a: max(voxels(cut(a, -(-grid_shape[a] // 2)))))
     length = grid_shape[axis]
-    while length > 1 and max(map(voxels, cut(axis, length))) > GATHER_VOXELS:
-        length = -(-length // 2)
+    [whole] = voxels(cut(axis, length))
+    while length > 1 and max(voxels(cut(axis, length))) > GATHER_VOXELS:
+        shorter = -(-length // 2)
+        if sum(voxels(cut(axis, shorter))) > SHARED * whole:
+            break
+        length = shorter
     return cut(axis, length)
 
 

@@ -23,6 +23,9 @@ HOLE_STEPS = 1.5  # of the local step; a wider one is a missing slice, unless it
 RUN_GAPS = 4  # adjacent wider steps that count as a protocol's own spacing rather than as missing slices
 ODD_RUN_GAPS = 3  # likewise, if the step is not a multiple of the others, as missing slices would make it
 FINEST_STEP_MM = 0.5  # of the even grid onto which uneven slices are interpolated
+# One thin slab must not cost forty times the memory of its scan: the grid has at most so many times the slices, and at
+# most so many unless the scan has more. Its step is then at most 1.25 mm, or 2 mm for a scan of two metres.
+MAX_GROWTH, MOST_SLICES = 8, 1024
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,8 @@ def _even_grid(offsets_mm: np.ndarray, max_gap_mm: float) -> tuple[np.ndarray, t
     for i in range(len(gaps)):
         if _is_hole(gaps, i):
             raise BadStudy(Reason.MISSING_SLICE, f"an isolated gap of {gaps[i]:.2f} mm between slices")
-    step = max(gaps.min(), FINEST_STEP_MM)
+    most = max(count, min(MAX_GROWTH * count, MOST_SLICES))
+    step = max(gaps.min(), FINEST_STEP_MM, extent / (most - 1))
     return np.arange(int(extent / step + 1e-6) + 1) * step, (Flag.UNEVEN_SPACING,)
 
 

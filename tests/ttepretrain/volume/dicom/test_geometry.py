@@ -14,6 +14,7 @@ from ttepretrain.errors import BadStudy
 from ttepretrain.volume.checks import Flag, Reason
 from ttepretrain.volume.dicom.choice import Reading
 from ttepretrain.volume.dicom.reader import read_dicom
+from ttepretrain.volume.dicom.stack import _even_grid
 from ttepretrain.volume.nifti import read_nifti
 from ttepretrain.volume.preprocess import preprocess_ct
 from ttepretrain.volume.spec import LUNG, VolumeSpec
@@ -123,7 +124,7 @@ def test_runs_of_108_40_and_70_mm_become_even(tmp_path, geometry, write_series):
     """The steps of a real head scan (B9), of a volume that is linear along the slices: interpolation is exact."""
     z_mm = np.cumsum([0.0, *[1.08] * 8, *[4.0] * 6, *[7.0] * 5])
     affine = geometry.dicom_affine((len(z_mm), 12, 17), (1.08, 2.0, 1.5))
-    hu_DHW = np.broadcast_to(np.round(10 * z_mm)[:, None, None], (len(z_mm), 12, 17)).astype(np.int16)
+    hu_DHW = np.broadcast_to(np.round(25 * z_mm)[:, None, None], (len(z_mm), 12, 17)).astype(np.int16)  # 27 a step
 
     def place(d, dataset):
         x, y, z = dataset.ImagePositionPatient
@@ -134,7 +135,50 @@ def test_runs_of_108_40_and_70_mm_become_even(tmp_path, geometry, write_series):
     assert image.flags == (Flag.UNEVEN_SPACING,)
     assert image.spacing_mm[0] == pytest.approx(1.08)
     assert len(image.hu_DHW) == int(z_mm[-1] / 1.08) + 1
-    np.testing.assert_allclose(image.hu_DHW[:, 5, 5], 10.8 * np.arange(len(image.hu_DHW)), atol=0.5)
+    np.testing.assert_array_equal(image.hu_DHW[:, 5, 5], 27 * np.arange(len(image.hu_DHW)))
+    assert image.hu_DHW.dtype == np.int16
+
+
+@pytest.mark.parametrize("slope", [1, 0.5])
+def test_one_thin_slab_among_wide_steps_grows_the_scan_eightfold_at_most(tmp_path, geometry, write_series, slope):
+    """The finest step would give ten slices for each; linear values stay exact on the coarser grid."""
+    gaps_mm = [10.0] * 60 + [0.5] * 4 + [10.0] * 60
+    z_mm = np.cumsum([0.0, *gaps_mm])
+    affine = geometry.dicom_affine((len(z_mm), 4, 5), (2.0, 1.7, 2.6))
+    hu_DHW = np.broadcast_to((2 * z_mm)[:, None, None], (len(z_mm), 4, 5)).astype(np.int16)
+
+    def place(d, dataset):
+        steps(dataset, d, gaps_mm)
+        if slope != 1:
+            dataset.RescaleSlope, dataset.RescaleIntercept = slope, -512.0
+
+    write_series(tmp_path, hu_DHW, affine, edit=place)
+    image = read_dicom(tmp_path)
+    assert image.flags == (Flag.UNEVEN_SPACING,)
+    assert len(image.hu_DHW) == 8 * len(z_mm)
+    assert image.spacing_mm[0] == pytest.approx(z_mm[-1] / (8 * len(z_mm) - 1))
+    assert image.spacing_mm[0] <= 1.25
+    expected = 2 * slope * image.spacing_mm[0] * np.arange(len(image.hu_DHW))
+    assert image.hu_DHW.dtype == (np.int16 if slope == 1 else np.float32)
+    np.testing.assert_allclose(image.hu_DHW[:, 2, 2], expected, atol=0.501 if slope == 1 else 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("count", "thin_mm", "wide_mm", "step_mm"),
+    [
+        (40, 1.0, 3.0, 1.0),  # as fine as the finest
+        (40, 0.2, 2.0, 0.5),  # no finer than half a millimetre
+        (200, 0.5, 10.0, 1.0256),  # 1,024 slices
+        (1200, 0.5, 1.0, 0.75),  # or as many as the scan has
+    ],
+)
+def test_the_even_grid_is_as_fine_as_its_memory_allows(count, thin_mm, wide_mm, step_mm):
+    offsets_mm = np.cumsum([0.0, *[thin_mm] * (count // 2), *[wide_mm] * (count // 2)])
+    grid_mm, flags = _even_grid(offsets_mm, 10.0)
+    assert flags == (Flag.UNEVEN_SPACING,)
+    assert grid_mm[1] == pytest.approx(step_mm, rel=1e-3)
+    assert len(grid_mm) <= max(count + 1, min(8 * (count + 1), 1024))
+    assert offsets_mm[-1] - grid_mm[-1] < grid_mm[1]
 
 
 def steps(dataset, d, gaps_mm):
