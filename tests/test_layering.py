@@ -28,7 +28,7 @@ ROOMS = {
 WITHOUT_POLARS_AND_RAY = ("data/batches/", "data/prepared/opened.py", "data/prepared/schema.py", "jobs/")
 MOST_FILES = 14  # of one folder, __init__.py apart
 # What a label worker may see of the library: no torch, no volumes.
-EHR_SEES = {"config", "errors", "log", "tasks"}
+EHR_SEES = {"config", "errors", "files", "log", "tasks"}
 
 
 def imports(path: Path) -> list[tuple[str, int, bool]]:

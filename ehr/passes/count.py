@@ -46,8 +46,8 @@ def count_shard(shard: Shard, rules: Rules) -> ShardCounts:
         for name, us in (("last", events.last), ("last_given", events.very_last))
     )
     if rules.until_last:
-        last = pl.coalesce("last", "index")
-        studies = studies.with_columns(period_end=pl.min_horizontal("period_end", last))
+        last = events.last_until(studies["subject"].to_numpy(), studies["period_end"].to_numpy())
+        studies = studies.with_columns(period_end=pl.max_horizontal(pl.Series(last), "index"))
     deaths = first_deaths(marks, rules.death, rules.extract_end_us)
     studies = with_follow_up(studies, deaths, rules.fixed_end_us, rules.extract_end_us, rules.blackout_us)
     studies = with_visit(studies, timed, rules.admissions, rules.discharges)

@@ -40,7 +40,7 @@ class Rules:
     blackout_us: int
     fixed_end_us: int | None
     extract_end_us: int  # end of the last day with records; those beyond it are mistakes
-    until_last: bool  # an observation period ends with the subject's last event, where that is earlier
+    until_last: bool  # an observation period ends with the last event inside it, where that is earlier
     incident: bool
     phenotypes: pl.DataFrame  # phenotypes.rule_table
 
@@ -91,6 +91,13 @@ class Timelines:
 
     def _latest(self, until: int) -> np.ndarray:
         return np.maximum.reduceat(np.where(self.end > until, -NEVER, self.end), self.begin[:-1])
+
+    def last_until(self, subject: np.ndarray, until: np.ndarray) -> np.ndarray:
+        """int64 [N] us: the end of the last event of each subject (place) that ends by its time; -NEVER without one."""
+        count = self.count[subject]
+        end = self.end[slices(self.begin[:-1][subject], count)]
+        end = np.where(end > np.repeat(until, count), -NEVER, end)
+        return np.maximum.reduceat(end, np.cumsum(count) - count) if len(count) else end
 
     def frame(self, chosen: np.ndarray) -> pl.DataFrame:
         """subject, code, start, end (null when static) of the chosen events."""

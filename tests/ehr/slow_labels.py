@@ -348,8 +348,9 @@ def slow_labels(
         rule = [(periods or {}).get(subject, []), scan["t0"]] if observed else config["followup"]
         end = end_of_follow_up(timed[subject], latest, rule, config["cutoff_date"], subject in undated)
         if observed and end[0] is not None and config["period_end"] == "last_event":
-            last = max((e.end for e in timed[subject]), default=0)
-            end = (min(end[0], last), end[1])  # a death is no later than the last event
+            own = next(stop for start, stop in periods[subject] if start <= scan["t0"] < stop)
+            last = max((e.end for e in timed[subject] if e.end <= own), default=0)
+            end = (min(end[0], last), end[1])
         end = (None if end[0] is None else min(end[0], until), end[1])
         row = label_study(scan, timed[subject], blackout, end, closure)
         if row is not None:

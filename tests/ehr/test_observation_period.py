@@ -43,14 +43,14 @@ def test_time_at_risk_without_a_record_is_left_out_if_asked(tmp_path, meds, labe
     """Periods that end 60 days after the last event by convention: 80 days of follow-up, or the 20 with records."""
     rows = [(s, T0 + k * DAY, f"X/{s}") for s in (1, 2) for k in (3, 20)] + [(2, T0 + 90 * DAY, "X/A")]
     rows += [(3, T0 - DAY, "X/A")]  # nothing after the scan
-    periods = [(s, T0 - 99 * DAY, T0 + 80 * DAY) for s in (1, 2, 3)]
+    periods = [(s, T0 - 99 * DAY, T0 + 80 * DAY) for s in (1, 2, 3)] + [(2, T0 + 85 * DAY, T0 + 99 * DAY)]
     studies = meds.studies([(s, T0, "train") for s in (1, 2, 3)])
     folder = observed(meds.write(tmp_path / "ehr", [rows]), periods)
     result = label(folder, studies, exclude_phenotypes=False, period_end=rule, **RULE)
     found = dict(result.labels.select("subject_id", "censor_days").rows())
-    assert found == ({1: 80.0, 2: 80.0, 3: 80.0} if rule == "stated" else {1: 20.0, 2: 80.0})
+    assert found == ({1: 80.0, 2: 80.0, 3: 80.0} if rule == "stated" else {1: 20.0, 2: 20.0})
     settings = dataclasses.asdict(EhrConfig(period_end=rule, min_events=1, min_patients=1, **RULE))
-    slow = {s: [(slow_micro(start), slow_micro(end))] for s, start, end in periods}
+    slow = {s: [(slow_micro(start), slow_micro(end)) for of, start, end in periods if of == s] for s in (1, 2, 3)}
     expected = meds.oracle.slow_labels(folder, studies.to_dicts(), {}, settings, periods=slow)["rows"]
     assert found == {int(study[1:]) + 1: row["censor"] for study, row in expected.items()}
 
