@@ -145,11 +145,16 @@ def defaced(hu_DHW: np.ndarray, value: int) -> np.ndarray:
     return out
 
 
+def _noise() -> np.ndarray:
+    return np.random.default_rng(4).integers(0, 100, SHAPE_DHW).astype(np.int16)
+
+
 def phantoms() -> Iterator[tuple[str, np.ndarray]]:
     plain = chest().scanned()
     yield "chest", plain
     yield "chest, arterial phase, aorta 400", chest(blood=400).scanned()
     yield "chest, pulmonary angiography, 700", chest(blood=700).scanned()
+    yield "chest, virtual 40 keV, aorta 1,000", chest(blood=1000, bone=1900).scanned(noise=30)
     yield "heart, coronary angiography, narrow field", cropped(chest(blood=450, field_mm=0.6).scanned(), 0.7)
     yield "chest, no contrast, noise 80", chest().scanned(noise=80)
     yield "chest, noise 150", chest().scanned(noise=150)
@@ -174,6 +179,10 @@ def phantoms() -> Iterator[tuple[str, np.ndarray]]:
     yield "head, ring of -2,000", ringed(head().scanned(noise=5))
     yield "head, masked", masked(head().scanned(noise=5))
     yield "head, face set to 0", defaced(head().scanned(noise=5), 0)
+    yield (
+        "head, face filled with noise",
+        np.where(defaced(head().scanned(noise=5), 9999) == 9999, _noise(), head().scanned(noise=5)),
+    )
     yield "head, face set to -1,024", defaced(head().scanned(noise=5), -1024)
     yield "chest, ring of -2,000", ringed(plain)
     yield "chest, ring of -3,024", ringed(plain, -3024)
@@ -204,16 +213,13 @@ def cohort_chests() -> Iterator[tuple[str, np.ndarray]]:
         yield f"synthetic cohort {seed}", expose(drawn, acquisition, rng)
 
 
-def real_scans() -> Iterator[tuple[str, np.ndarray]]:
+def real_scans(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
     """Series as they are read, without the check; and single slices, repeated to a stack."""
     import pydicom
 
     from ttepretrain.volume.dicom.reader import read_dicom
     from ttepretrain.volume.nifti import read_nifti
 
-    folder = Path(os.environ.get("TTE_FIXTURES", "../shared/fixtures"))
-    if not folder.is_dir():
-        return
     for series in ("ct_totalseg/example_ct_dicom", "ct_cip_lowres/ct-64Dicom", "ct_dcmqa_ge_tilt/GE"):
         yield f"{series} (DICOM)", read_dicom(folder / series).hu_DHW
     yield "dicomdir_98892001/CT5N (DICOM)", read_dicom(folder / "dicom_pydicom_odd/dicomdir_98892001/CT5N").hu_DHW
@@ -314,7 +320,9 @@ def _differs(spoiled: np.ndarray, hu_DHW: np.ndarray) -> bool:
 
 
 def sound_scans() -> Iterator[tuple[str, np.ndarray]]:
-    yield from real_scans()
+    folder = Path(os.environ.get("TTE_FIXTURES", "../shared/fixtures"))
+    if folder.is_dir():
+        yield from real_scans(folder)
     yield from cohort_chests()
     yield from phantoms()
 

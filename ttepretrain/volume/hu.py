@@ -123,13 +123,16 @@ class Histogram:
         inside = self.natural[first : first + 2 * PEAK].cumsum()
         return float(first + int(np.searchsorted(inside, inside[-1] / 2)) + LOWEST)
 
-    def edges(self) -> float:
-        """Median of the natural voxels along the twelve edges of the image, else of all: air, in a sound scan."""
+    def edges(self) -> tuple[float, bool]:
+        """Median of the natural voxels along the twelve edges of the image, else of all, and whether it is natural.
+
+        Air, in a sound scan, or padding.
+        """
         x, ends = self.sample_DHW, (0, -1)
         lines = [line for i in ends for j in ends for line in (x[i, j], x[i, :, j], x[:, i, j])]
         sides = np.rint(np.concatenate(lines)).astype(np.int64)
         natural = sides[self.natural[sides - LOWEST] > 0]
-        return float(np.median(natural if natural.size else sides))
+        return float(np.median(natural if natural.size else sides)), natural.size > 0
 
 
 def check_hu(hu_DHW: np.ndarray) -> tuple[Flag, ...]:
@@ -182,7 +185,7 @@ def _refuse_tissue_elsewhere(seen: Histogram) -> None:
     tissue = seen.tissue()
     if tissue is not None and tissue < LUNG_HU:
         little = seen.number(-200, 300) < 0.35 * seen.number(tissue - PEAK, tissue + PEAK)
-        lowered = seen.number(-1900, BEYOND_AIR) > 0.003 * body or abs(seen.edges() - tissue + 1000) < 100
+        lowered = seen.number(-1900, BEYOND_AIR) > 0.003 * body or abs(seen.edges()[0] - tissue + 1000) < 100
         if little and (tissue > -700 or (lowered and seen.share(LOWEST, BEYOND_AIR) > 0.05)):
             raise _refusal(seen, "too little soft tissue near 0")
     beyond = seen.beyond_air() / body
@@ -279,18 +282,18 @@ def _cause(seen: Histogram) -> str:
         return _cause_of_small_range(seen, low, high)
     if no_air and low < -50 and seen.at(seen.bottom) > BACKGROUND * seen.size:
         return f"air was cut off at {low:g}, as a window does"
-    outside, tissue = seen.edges(), seen.tissue()
+    (outside, measured), tissue = seen.edges(), seen.tissue()
     if no_air and 3000 < outside < 3200 and seen.share(-20, 150) > NO_TISSUE:
         return "negative values were wrapped by 4,096"
     if outside > 500 and seen.share(int(outside) + 200, HIGHEST + 1) < 0.15 < seen.share(LOWEST, int(outside) - 400):
         if abs(outside - 1000) > 150:
             return "it is inverted: air is brightest"
         return "the sign was lost" if low >= 0 else "the sign was turned: air is near 1,000"
-    if outside < -1500 and (tissue is None or tissue > -700):
+    if outside < -1500 and (tissue is None or -700 < tissue < 600):
         return f"air lies near {outside:,.0f}: the slope is {-outside / 1000:.0f} times too large"
     if tissue is None:
         return ""
-    if abs(outside + 1000) < 150 and not LUNG_HU <= tissue <= 600:
+    if measured and abs(outside + 1000) < 150 and not LUNG_HU <= tissue <= 600:
         size = "large" if tissue > 0 else "small"
         return f"air lies near {outside:,.0f}, tissue near {tissue:,.0f}: the slope is too {size}"
     if abs(outside - tissue + 1000) > 300:
@@ -317,8 +320,8 @@ def _cause_of_small_range(seen: Histogram, low: float, high: float) -> str:
         return f"{shown}: labels or a mask"
     if abs(values.mean()) < 0.1 and abs(values.std() - 1) < 0.1:
         return f"{shown}: standardised to mean 0 and spread 1"
-    if low in (-1, 0) and high == 1:
-        return f"{shown}: scaled to them"
+    if low >= -1 and 0.5 < high <= 1:
+        return f"{shown}: scaled to 1"
     if low >= 0 and high <= 0.1:
         return f"{shown}: attenuation"
     if -4 <= low < -0.9 and high <= 33:
