@@ -1,6 +1,6 @@
 """Headers of DICOM files, parsed by pydicom and limited to a list of tags. The pixels stay in the file.
 
-A file without the DICOM marker is not DICOM: reading is never forced.
+A file without the DICOM marker is DICOM only if it begins with meta information, or with a data set beyond doubt.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import os
 import zlib
 from collections.abc import Iterator, MutableSequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,7 +22,13 @@ from pydicom.filereader import data_element_generator, read_dataset, read_preamb
 
 from ttepretrain.errors import BadStudy
 from ttepretrain.volume.checks import Reason
-from ttepretrain.volume.dicom.syntaxes import DEFLATED, EXPLICIT_BIG, IMPLICIT_LITTLE, has_readable_header
+from ttepretrain.volume.dicom.syntaxes import (
+    DEFLATED,
+    EXPLICIT_BIG,
+    IMPLICIT_LITTLE,
+    bare_syntax,
+    has_readable_header,
+)
 from ttepretrain.volume.dicom.tags import TAGS
 
 KEYWORDS = {tag: keyword for keyword in TAGS if (tag := tag_for_keyword(keyword)) is not None}
@@ -34,6 +40,9 @@ BEFORE_PIXELS = (
 # The pixels must start within it, inflated or not. A header of a thousand frames has 4 MB; a deflated gigabyte, or a
 # file full of empty sequences, would fill the memory before it can be checked.
 MAX_HEADER_BYTES = 2**24
+MAX_SKIPS = 8  # of elements that nobody reads and that go beyond it, such as raw data of a vendor
+HEAD_BYTES = 1024
+UNDEFINED = 0xFFFFFFFF
 # In all sequences of a header; each takes a kilobyte when parsed. 4,096 frames with sixty items have half as many.
 MAX_ITEMS, ITEM_BYTES, ITEM_TAGS = 2**19, 8, (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
 
@@ -49,6 +58,7 @@ class Header:
     body_at: int  # first byte after the meta information
     pixels_at: int | None  # first byte of the pixels, within the inflated body if deflated; None: no pixels
     pixels_length: int  # bytes; 0xFFFFFFFF if undefined, as for compressed pixels
+    elsewhere: int = 0  # bytes in private elements and pixels of other types; all of 4 GB for an undefined length
     damage: BadStudy | None = None  # of everything after the meta information, which is all that was read
 
 
@@ -79,38 +89,78 @@ class HeaderReader:
             try:
                 read_preamble(handle, force=False)
             except (InvalidDicomError, EOFError):
-                raise BadStudy(Reason.NOT_DICOM, "no DICOM marker") from None
+                return self._without_marker(file, handle)
             with declared_damage():
                 return self._parse(file, handle)
+
+    def _without_marker(self, file: Path, handle: BinaryIO) -> Header:
+        """Header of a file whose first 128 or 132 bytes are missing, or all its meta information."""
+        handle.seek(0)
+        head = handle.read(HEAD_BYTES)
+        if head.startswith((b"DICM\2\0", b"\2\0\0\0UL\4\0", b"\2\0\1\0OB\0\0", b"\2\0\2\0UI")):
+            handle.seek(4 if head.startswith(b"DICM") else 0)
+            with declared_damage():
+                return self._parse(file, handle)
+        syntax = bare_syntax(head)
+        header = self._header(file, handle, syntax, "", 0) if syntax else None
+        if header is None or (header.damage is None and header.values.keys().isdisjoint(("SOPClassUID", "Modality"))):
+            raise BadStudy(Reason.NOT_DICOM, "no DICOM marker")
+        # compressed pixels without the name of the compression
+        return replace(header, syntax="") if header.pixels_length == UNDEFINED else header
 
     def _parse(self, file: Path, handle: BinaryIO) -> Header:
         meta = {int(e.tag): e.value for e in data_element_generator(handle, False, True, stop_when=_behind_meta)}
         syntax, storage_class = (_uid(meta.get(tag)) for tag in (TRANSFER_SYNTAX, STORAGE_CLASS))
-        if not syntax:
-            raise BadStudy(Reason.UNREADABLE, "no transfer syntax")
         body_at = handle.tell()
+        if not syntax:
+            syntax = bare_syntax(handle.read(HEAD_BYTES))
+            if not syntax:
+                raise BadStudy(Reason.UNREADABLE, "no transfer syntax")
         if not has_readable_header(syntax):
             return Header(file, syntax, storage_class, {}, body_at, None, 0)
-        try:
-            with declared_damage():
-                values, pixels_at, pixels_length = self._body(handle, syntax, body_at)
-        except BadStudy as damage:
-            return Header(file, syntax, storage_class, {}, body_at, None, 0, damage)
-        return Header(file, syntax, storage_class, values, body_at, pixels_at, pixels_length)
+        header = self._header(file, handle, syntax, storage_class, body_at)
+        named = TRANSFER_SYNTAX in meta
+        return header if named or header.pixels_length != UNDEFINED else replace(header, syntax="")
 
-    def _body(self, handle: BinaryIO, syntax: str, body_at: int) -> tuple[dict[str, Any], int | None, int]:
-        """Values, first byte of the pixels, and their length."""
-        body, start = handle, 0
+    def _header(self, file: Path, handle: BinaryIO, syntax: str, storage_class: str, body_at: int) -> Header:
+        try:
+            handle.seek(body_at)
+            with declared_damage():
+                values, pixels_at, pixels_length, elsewhere = self._body(handle, syntax, body_at)
+        except BadStudy as damage:
+            return Header(file, syntax, storage_class, {}, body_at, None, 0, damage=damage)
+        return Header(file, syntax, storage_class, values, body_at, pixels_at, pixels_length, elsewhere)
+
+    def _body(self, handle: BinaryIO, syntax: str, body_at: int) -> tuple[dict[str, Any], int | None, int, int]:
+        """Values, first byte of the pixels, their length, and the bytes that may be pixels elsewhere."""
+        size = os.fstat(handle.fileno()).st_size
         if syntax == DEFLATED:
             deflated = handle.read(MAX_HEADER_BYTES)
-            body = _bounded(zlib.decompressobj(-zlib.MAX_WBITS).decompress(deflated, MAX_HEADER_BYTES))
-        elif os.fstat(handle.fileno()).st_size > MAX_ITEMS * ITEM_BYTES:
-            body, start = _bounded(handle.read(MAX_HEADER_BYTES)), body_at
+            inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(deflated, MAX_HEADER_BYTES)
+            return self._elements(_bounded(inflated), syntax, 0)
+        if size <= MAX_ITEMS * ITEM_BYTES:
+            return self._elements(handle, syntax, 0)
+        values: dict[str, Any] = {}
+        start, elsewhere = body_at, 0
+        for _ in range(MAX_SKIPS + 1):
+            handle.seek(start)
+            part = _bounded(handle.read(MAX_HEADER_BYTES))
+            said, pixels_at, pixels_length, beside = self._elements(part, syntax, start)
+            values, elsewhere = values | said, elsewhere + beside
+            # an element that nobody reads is passed over, also where it ends beyond this part
+            if pixels_at is not None or part.tell() <= MAX_HEADER_BYTES or start + part.tell() >= size:
+                break
+            start += part.tell()
+        return values, pixels_at, pixels_length, elsewhere
 
-        pixels_at, pixels_length = None, 0
+    def _elements(self, body: BinaryIO, syntax: str, start: int) -> tuple[dict[str, Any], int | None, int, int]:
+        """The same of one stream that begins at `start` of the file."""
+        pixels_at, pixels_length, elsewhere = None, 0, 0
 
         def at_pixels(tag: int, _vr: str | None, length: int) -> bool:
-            nonlocal pixels_at, pixels_length
+            nonlocal pixels_at, pixels_length, elsewhere
+            if (tag >> 16) % 2 or (tag >> 16 == PIXEL_DATA >> 16 and tag != PIXEL_DATA):
+                elsewhere += length
             if not BEFORE_PIXELS(tag):
                 if tag == PIXEL_DATA:
                     pixels_at, pixels_length = start + body.tell(), length
@@ -128,7 +178,7 @@ class HeaderReader:
         charset = dataset.original_character_set
         elements = ((KEYWORDS.get(int(element.tag)), element) for element in dataset.values())
         values = {keyword: self._value(keyword, element, charset) for keyword, element in elements if keyword}
-        return values, pixels_at, pixels_length
+        return values, pixels_at, pixels_length, elsewhere
 
     def _value(self, keyword: str, element: RawDataElement | DataElement, charset: str | MutableSequence[str]) -> Any:
         if isinstance(element, DataElement):

@@ -258,11 +258,20 @@ def _native_pixels_at(header: Header) -> int:
     A row too many may be one that Rows does not count. Less than a row is padding.
     """
     expected = 2 * math.prod(_shape_HW(header)) * _frame_count(header)
-    if header.pixels_at is None or header.pixels_length < expected:
+    if header.pixels_at is None:
+        raise _without_pixels(header)
+    if header.pixels_length < expected:
         raise BadStudy(Reason.TRUNCATED, "fewer pixels than the header states")
     if header.pixels_length >= expected + 2 * _shape_HW(header)[1]:
         raise BadStudy(Reason.UNREADABLE, "the picture does not have the size its header states")
     return header.pixels_at
+
+
+def _without_pixels(header: Header) -> BadStudy:
+    """Compressed, they take a twentieth at least."""
+    if 20 * header.elsewhere > 2 * math.prod(_shape_HW(header)) * _frame_count(header):
+        return BadStudy(Reason.UNSUPPORTED_SYNTAX, "pixels in a private element only, or in floating point")
+    return BadStudy(Reason.TRUNCATED, "a slice without pixels")
 
 
 def _frame_count(header: Header) -> int:
@@ -280,7 +289,7 @@ def _coded(header: Header) -> CodedFile:
     elif header.pixels_at is not None:
         at, skip = header.pixels_at, 0
     else:
-        raise BadStudy(Reason.TRUNCATED, "a slice without pixels")
+        raise _without_pixels(header)
     rows, columns = _shape_HW(header)
     return CodedFile(
         file=str(header.file),

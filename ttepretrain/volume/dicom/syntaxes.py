@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-IMPLICIT_LITTLE, EXPLICIT_BIG = "1.2.840.10008.1.2", "1.2.840.10008.1.2.2"
-NATIVE = (IMPLICIT_LITTLE, "1.2.840.10008.1.2.1", EXPLICIT_BIG)
+import struct
+
+IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
+NATIVE = (IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG)
 DEFLATED = "1.2.840.10008.1.2.1.99"
 RLE = "1.2.840.10008.1.2.5"
 ENCAPSULATED = "1.2.840.10008.1.2.4."  # the JPEG family and videos; the header is always readable
@@ -32,3 +34,34 @@ def has_readable_header(syntax: str) -> bool:
 def has_readable_pixels(syntax: str) -> bool:
     """Whether pixels of this syntax are read if ttepretrain[codecs] is installed."""
     return syntax in (*NATIVE, DEFLATED) or syntax in DECODERS
+
+
+SHORT_VRS = b"AE AS CS DA DT IS LO PN SH TM UI UL US".split()  # with a length of two bytes
+BARE_ELEMENTS, LONGEST_FIRST = 3, 1024  # that must follow each other, and bytes of each
+
+
+def bare_syntax(head: bytes) -> str:
+    """Transfer syntax of a data set without meta information, by its first kilobyte; "" if it is none beyond doubt.
+
+    It begins with group 0008, in ascending order, short, of even length, and all in one encoding.
+    """
+    return next((syntax for syntax in (EXPLICIT_LITTLE, EXPLICIT_BIG, IMPLICIT_LITTLE) if _begins(head, syntax)), "")
+
+
+def _begins(head: bytes, syntax: str) -> bool:
+    order = ">" if syntax == EXPLICIT_BIG else "<"
+    at, last = 0, -1
+    for _ in range(BARE_ELEMENTS):
+        if len(head) < at + 8:
+            return False
+        group, element = struct.unpack_from(order + "HH", head, at)
+        if syntax == IMPLICIT_LITTLE:
+            (length,) = struct.unpack_from("<L", head, at + 4)
+        elif head[at + 4 : at + 6] in SHORT_VRS:
+            (length,) = struct.unpack_from(order + "H", head, at + 6)
+        else:
+            return False
+        if group != 8 or not last < element < 0x0100 or length % 2 or length > LONGEST_FIRST:
+            return False
+        at, last = at + 8 + length, element
+    return True

@@ -62,6 +62,8 @@ UNSAID = ("anonymized", "anonymised", "anonymous", "none", "unknown")  # instead
 VENDORS = "canon fujifilm ge hitachi neusoft philips samsung siemens toshiba uih".split()  # noqa: SIM905
 KERNEL_NAMES = "STANDARD SOFT LUNG BONE BONEPLUS DETAIL EDGE CHST STND STD+ SMOOTH SHARP".split()  # noqa: SIM905
 
+UNIT = 0.02  # lengths of row and column directions that differ less from 1 are rounded: .7 and .7 have .99
+
 Values = Mapping[str, Any]  # keyword -> value as pydicom converts it; absent where the file has no such element
 
 
@@ -88,6 +90,9 @@ def slice_header(file: Path, frame: int, values: Values) -> SliceHeader:
     if min(spacing_HW_mm) <= 0:
         raise BadStudy(Reason.BAD_SPACING, "PixelSpacing is not positive")
     direction_WH = np.reshape(numbers(values, "ImageOrientationPatient", 6, Reason.BAD_AFFINE), (2, 3))
+    lengths = np.linalg.norm(direction_WH, axis=1)
+    if np.abs(lengths - 1).max() <= UNIT:
+        direction_WH = direction_WH / lengths[:, None]
     (slope,) = numbers(values, "RescaleSlope", 1, Reason.BAD_SCALING)
     (intercept,) = numbers(values, "RescaleIntercept", 1, Reason.BAD_SCALING)
     check_scaling(slope, intercept)
@@ -110,6 +115,8 @@ def slice_header(file: Path, frame: int, values: Values) -> SliceHeader:
 def numbers(values: Values, keyword: str, count: int, reason: Reason) -> list[float]:
     """`count` finite numbers; BadStudy with `reason` for anything else."""
     value: Any = values.get(keyword)
+    if count > 1 and isinstance(value, str | bytes):  # of a type that cannot be split
+        value = (value.decode("ascii", "replace") if isinstance(value, bytes) else value).strip("\0 ").split("\\")
     try:
         numbers = [float(v) for v in (value if count > 1 else [value])]
     except (TypeError, ValueError, OverflowError):
