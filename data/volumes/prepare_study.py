@@ -1,4 +1,9 @@
-"""One study: from its image to a cached volume and a small record. Runs in the workers."""
+"""One study: from its image to a cached volume and a small record. Runs in the workers.
+
+The image's files are listed twice: before they are read, and after, so that a folder that is still being filled is
+refused. They are read twice: for the hash, which is all that a cached study needs, and for the voxels. The second time
+they come from the system's cache of pages: a chest on a disk took 0 bytes from it.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +21,7 @@ from ttepretrain.files import sha256_of
 from ttepretrain.volume.checks import Reason
 from ttepretrain.volume.dicom.choice import Wanted
 from ttepretrain.volume.refusal import read_or_refuse, reads_files
-from ttepretrain.volume.source import is_nifti, source_files, source_hash, source_state
+from ttepretrain.volume.source import State, is_nifti, source_hash, source_state, source_sums
 from ttepretrain.volume.spec import VolumeSpec
 
 STAGE = "volumes"
@@ -48,19 +53,25 @@ def prepare_study(
 def _prepare(study: Study, root: Path, cache: Path, spec: VolumeSpec, trust_mtime: bool) -> PreparedVolume:
     path = resolve_image(root, study.image)
     state = source_state(path)
-    content = trusted_hash(path, cache) if trust_mtime else source_hash(path)
+    files, sums = [file for file, *_ in state], None
+    if trust_mtime:
+        content = trusted_hash(path, cache, state)
+    elif study.image_sha256 is None:
+        content = source_hash(path, files)
+    else:
+        content, sums = source_sums(files)
     target = cache / f"{content_key(content, _selected(path, study), spec)}.b2nd"
     with declared_cache(cache):
         known = read_record(target, spec.shape_DHW)
     if known is not None:
         record, checksum = known
         return PreparedVolume(study.study_id, target.stem, checksum, record, reused=True)
-    if study.image_sha256 is not None and _sha256(path) != study.image_sha256.lower():
+    if study.image_sha256 is not None and _sha256(path, sums or source_sums(files)[1]) != study.image_sha256.lower():
         raise BadStudy("HASH_MISMATCH", "the files are not those whose image_sha256 the table gives")
 
     from ttepretrain.volume.preprocess import preprocess_ct  # torch: only where something is to be done
 
-    volume = preprocess_ct(path, spec, Wanted(study.series_uid, study.patient_id))
+    volume = preprocess_ct(path, spec, Wanted(study.series_uid, study.patient_id), files)
     read = _content_read(path, state, content, cache, trust_mtime)
     if read != content:  # the remembered hash was stale
         target = cache / f"{content_key(read, _selected(path, study), spec)}.b2nd"
@@ -80,15 +91,17 @@ def _prepare(study: Study, root: Path, cache: Path, spec: VolumeSpec, trust_mtim
     return PreparedVolume(study.study_id, target.stem, checksum, record, reused=False)
 
 
-def _content_read(path: Path, state: list[tuple], content: str, cache: Path, trust_mtime: bool) -> str:
+def _content_read(path: Path, state: State, content: str, cache: Path, trust_mtime: bool) -> str:
     """Hash of the bytes that were read since the source was in `state`; BadStudy if they changed meanwhile.
 
     It differs from `content` if that was a stale remembered hash, which is then corrected.
     """
-    if not trust_mtime and source_state(path) == state:
+    now = source_state(path)
+    if not trust_mtime and now == state:
         return content
-    found = remembered_hash(path, cache) if trust_mtime else source_hash(path)
-    if found == content or (trust_mtime and source_state(path) == state):
+    files = [file for file, *_ in now]
+    found = remembered_hash(path, cache, now) if trust_mtime else source_hash(path, files)
+    if found == content or (trust_mtime and now == state and source_state(path, files) == state):
         return found
     raise BadStudy(Reason.UNREADABLE, "the files changed while they were read")
 
@@ -103,10 +116,8 @@ def _selected(path: Path, study: Study) -> str:
     return json.dumps([file, *said]) if any(said) else file
 
 
-@reads_files
-def _sha256(path: Path) -> str:
+def _sha256(path: Path, sums: dict[Path, str]) -> str:
     """As `sha256sum` prints it; for a folder, the sum of its files' sums, one per line, sorted."""
-    if path.is_file():
-        return sha256_of(path)
-    sums = sorted(f"{sha256_of(file)}\n" for file in source_files(path))
-    return hashlib.sha256("".join(sums).encode()).hexdigest()
+    if path in sums:
+        return sums[path]
+    return hashlib.sha256("".join(sorted(f"{found}\n" for found in sums.values())).encode()).hexdigest()

@@ -11,25 +11,27 @@ import os
 from pathlib import Path
 
 from ttepretrain.files import write_atomic
-from ttepretrain.volume.refusal import reads_files
-from ttepretrain.volume.source import source_files, source_hash
+from ttepretrain.volume.source import State, source_hash
 
 
-def trusted_hash(path: Path, folder: Path) -> str:
-    """The remembered source_hash(path) if no file has changed its size or date; else a new one. Raises as it does."""
+def trusted_hash(path: Path, folder: Path, state: State) -> str:
+    """The remembered source_hash(path) if no file has changed its size or date; else a new one. Raises as it does.
+
+    `state`: source_state(path) now.
+    """
     try:
         known = json.loads(_stamp(path, folder).read_text())
-        if known["files"] == _digest(path):
+        if known["files"] == _digest(state):
             return known["source_hash"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         pass
-    return remembered_hash(path, folder)
+    return remembered_hash(path, folder, state)
 
 
-def remembered_hash(path: Path, folder: Path) -> str:
+def remembered_hash(path: Path, folder: Path, state: State) -> str:
     """source_hash(path), computed now and remembered."""
-    files, found = _digest(path), source_hash(path)
-    write_atomic(_stamp(path, folder), json.dumps({"files": files, "source_hash": found}))
+    found = source_hash(path, [file for file, *_ in state])
+    write_atomic(_stamp(path, folder), json.dumps({"files": _digest(state), "source_hash": found}))
     return found
 
 
@@ -37,10 +39,8 @@ def _stamp(path: Path, folder: Path) -> Path:
     return folder / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:40]}.stamp"
 
 
-@reads_files
-def _digest(path: Path) -> str:
+def _digest(state: State) -> str:
     digest = hashlib.sha256()
-    for file in source_files(path):
-        stat = file.stat()
-        digest.update(os.fsencode(file) + f"\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+    for file, _, size, mtime_ns, _ in state:
+        digest.update(os.fsencode(file) + f"\0{size}\0{mtime_ns}\0".encode())
     return digest.hexdigest()

@@ -34,9 +34,9 @@ NIFTI_REFUSED = {
     "nifti-rs/minimal.img.gz": "NOT_DICOM",
     "nifti-rs/minimal2.hdr": "NOT_DICOM",
     "nifti-rs/minimal2.img.gz": "NOT_DICOM",
-    "nifti-rs/minimal.nii": "BAD_SCALING",  # slope 0
-    "nifti-rs/minimal.nii.gz": "BAD_SCALING",
-    "nifti-rs/zstat1.nii.gz": "BAD_SCALING",
+    "nifti-rs/minimal.nii": "BAD_AFFINE",  # neither sform nor qform; its slope of 0 means unscaled
+    "nifti-rs/minimal.nii.gz": "BAD_AFFINE",
+    "nifti-rs/zstat1.nii.gz": "NOT_HU",  # unscaled by a slope of 0
     "nifti-rs/minimal_extended_hdr.nii": "BAD_SHAPE",  # 2-D
     "nifti-rs/complex/complex32.nii": "BAD_SHAPE",  # 2-D, before its type is looked at
     "nifti-rs/complex/complex64.nii": "BAD_SHAPE",

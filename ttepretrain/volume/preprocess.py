@@ -5,6 +5,7 @@ read -> plausible HU? -> nearest axes to RAS+ -> clip -> centre -> resample -> r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -47,10 +48,15 @@ class Volume:
         return tuple(np.linalg.norm(self.affine[:3, :3], axis=0).tolist())
 
 
-def preprocess_ct(path: Path, spec: VolumeSpec, wanted: Wanted = WHATEVER) -> Volume:
-    """The scan at `path` (DICOM folder or file, .nii, .nii.gz) on the spec's grid; BadStudy when it is refused."""
+def preprocess_ct(
+    path: Path, spec: VolumeSpec, wanted: Wanted = WHATEVER, files: Sequence[Path] | None = None
+) -> Volume:
+    """The scan at `path` (DICOM folder or file, .nii, .nii.gz) on the spec's grid; BadStudy when it is refused.
+
+    `files`: source_files(path), where they are known.
+    """
     path = Path(path)
-    image = read_ct(path, spec.reading, wanted)
+    image = read_ct(path, spec.reading, wanted, files)
     if spec.fit == "stretch":
         hu_DHW, affine = stretch(image, spec)
     else:
@@ -61,7 +67,12 @@ def preprocess_ct(path: Path, spec: VolumeSpec, wanted: Wanted = WHATEVER) -> Vo
 
 
 @reads_files
-def read_ct(path: Path, reading: Reading = DEFAULT_READING, wanted: Wanted = WHATEVER) -> CTImage:
+def read_ct(
+    path: Path,
+    reading: Reading = DEFAULT_READING,
+    wanted: Wanted = WHATEVER,
+    files: Sequence[Path] | None = None,
+) -> CTImage:
     """The scan at `path` in HU on its own grid; BadStudy unless it looks like CT."""
     refuse_special(path)
     if is_nifti(path):
@@ -72,7 +83,7 @@ def read_ct(path: Path, reading: Reading = DEFAULT_READING, wanted: Wanted = WHA
         from ttepretrain.volume.dicom.reader import read_dicom
 
         try:
-            image = read_dicom(path, reading, wanted)
+            image = read_dicom(path, reading, wanted, files)
         except BadStudy as refusal:
             if refusal.code == Reason.NOT_DICOM and (named := other_format(path)) is not None:
                 raise BadStudy(Reason.NOT_DICOM, named) from None

@@ -373,3 +373,95 @@ def test_a_cache_that_is_not_there_is_no_fault_of_the_scan(tmp_path):
     write_nifti(tmp_path / "a.nii.gz", chest(0))
     with pytest.raises(ResourceError, match="the volume cache cannot be used"):
         prepare_study(Study("s", "a.nii.gz"), tmp_path, tmp_path / "nowhere", SPEC)
+
+
+@pytest.fixture
+def counted(root, monkeypatch):
+    """Function: prepare the study b -> (result, listings of its folder, files opened, calls of stat per file)."""
+    counts = dict.fromkeys(("scandir", "open", "stat"), 0)
+
+    def count(owner, name, key):
+        original = getattr(owner, name)
+
+        def counting(path, *arguments, **options):
+            counts[key] += isinstance(path, str | Path) and Path(path).is_relative_to(root / "b")
+            return original(path, *arguments, **options)
+
+        monkeypatch.setattr(owner, name, counting)
+
+    def run(study, cache, **options):
+        counts.update(dict.fromkeys(counts, 0))
+        result = prepare_study(study, root, cache, SPEC, **options)
+        files = len(list((root / "b").iterdir()))
+        return result, counts["scandir"], counts["open"] / files, counts["stat"] / files
+
+    for owner, name, key in ((os, "scandir", "scandir"), (Path, "open", "open"), (os, "stat", "stat")):
+        count(owner, name, key)
+    return run
+
+
+@pytest.mark.parametrize("stated", [False, True], ids=["", "image_sha256"])
+def test_a_folder_is_listed_before_and_after_reading_and_each_file_opened_for_hash_header_and_pixels(
+    root, cache, counted, stated
+):
+    """Once for both hashes. What is in the cache is listed once, and hashed."""
+    sums = sorted(hashlib.sha256(file.read_bytes()).hexdigest() + "\n" for file in (root / "b").iterdir())
+    study = Study("s", "b", None, None, hashlib.sha256("".join(sums).encode()).hexdigest() if stated else None)
+    result, listings, opened, asked = counted(study, cache)
+    assert isinstance(result, PreparedVolume)
+    assert (listings, opened) == (2, 3)
+    assert asked < 4  # before and after, and a few of the folder
+    again, listings, opened, asked = counted(study, cache)
+    assert again.reused
+    assert (listings, opened) == (1, 1)
+    assert asked < 2
+
+
+def test_trusted_dates_list_a_folder_once_and_open_nothing(cache, counted):
+    study = Study("s", "b")
+    assert isinstance(counted(study, cache, trust_mtime=True)[0], PreparedVolume)
+    again, listings, opened, asked = counted(study, cache, trust_mtime=True)
+    assert again.reused
+    assert (listings, opened) == (1, 0)
+    assert asked < 2
+
+
+@pytest.mark.parametrize("trust_mtime", [False, True])
+@pytest.mark.parametrize("how", ["added", "removed", "replaced"])
+def test_a_folder_that_is_being_filled_while_it_is_read_is_refused(root, cache, monkeypatch, how, trust_mtime):
+    files = sorted((root / "b").iterdir())
+
+    def read_then_changed(*arguments):
+        volume = preprocess_ct(*arguments)
+        if how == "removed":
+            files[-1].unlink()
+        else:
+            new = root / "new"
+            shutil.copy(files[2], new)
+            flip(new)
+            new.replace(files[3] if how == "replaced" else root / "b" / "999.dcm")
+        return volume
+
+    monkeypatch.setattr(preprocess, "preprocess_ct", read_then_changed)
+    assert prepare_study(Study("s", "b"), root, cache, SPEC, trust_mtime) == CHANGED
+    assert not list(cache.glob("*.b2nd"))
+
+
+def test_what_is_added_after_the_listing_is_not_read(root, cache, monkeypatch):
+    """The voxels are of the files that were hashed, and of no others."""
+    expected = preprocess_ct(root / "b", SPEC).hu_DHW
+    files = sorted((root / "b").iterdir())
+
+    def changed_then_read(path, *arguments):
+        dataset = pydicom.dcmread(files[-1])
+        x, y, z = dataset.ImagePositionPatient
+        step = z - pydicom.dcmread(files[-2]).ImagePositionPatient[2]
+        dataset.SOPInstanceUID, dataset.ImagePositionPatient = pydicom.uid.generate_uid(), [x, y, z + step]
+        dataset.save_as(root / "b" / "999.dcm")
+        volume = preprocess_ct(path, *arguments)
+        (root / "b" / "999.dcm").unlink()
+        return volume
+
+    monkeypatch.setattr(preprocess, "preprocess_ct", changed_then_read)
+    result = prepare_study(Study("s", "b"), root, cache, SPEC)
+    assert result.record.voxel_hash == hash_voxels(expected)

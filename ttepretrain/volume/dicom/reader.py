@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -41,10 +41,18 @@ from ttepretrain.volume.source import source_files
 TILT_DEGREES = 0.5
 
 
-def read_dicom(path: Path, reading: Reading = DEFAULT_READING, wanted: Wanted = WHATEVER) -> CTImage:
-    """The CT series in a folder, or the one that a file belongs to, in HU. BadStudy if there is none."""
+def read_dicom(
+    path: Path,
+    reading: Reading = DEFAULT_READING,
+    wanted: Wanted = WHATEVER,
+    files: Sequence[Path] | None = None,
+) -> CTImage:
+    """The CT series in a folder, or the one that a file belongs to, in HU. BadStudy if there is none.
+
+    `files`: source_files(path), where they are known.
+    """
     with _quiet():
-        found, skipped = _find_pictures(path)
+        found, skipped = _find_pictures(source_files(path) if files is None else files)
         chosen, flags = _choose(found, skipped, path, reading, wanted)
         slices = [slice_header(picture.header.file, picture.frame, picture.values) for picture in chosen]
         stack = arrange(slices, reading.max_gap_mm)
@@ -81,10 +89,10 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _find_pictures(path: Path) -> tuple[list[Picture], dict[Path, LeftOut]]:
+def _find_pictures(files: Sequence[Path]) -> tuple[list[Picture], dict[Path, LeftOut]]:
     """The CT slices among the source files, without their pixels, and the files that were left out."""
     reader, found, skipped = HeaderReader(), [], {}
-    for file in source_files(path):
+    for file in files:
         said: tuple[str, frozenset[str]] = "", frozenset()
         try:
             with declared_damage():
