@@ -119,7 +119,10 @@ def check_affine(affine: np.ndarray) -> tuple[Flag, ...]:
 
 
 def check_scaling(slope: float, intercept: float) -> None:
-    """BadStudy unless stored values can become HU. A slope of zero or NaN is damage too often to mean `unscaled`."""
+    """BadStudy unless stored values can become HU.
+
+    In DICOM a slope of zero is damage: it would give every pixel the intercept. In NIfTI it means unscaled (nifti.py).
+    """
     if not (math.isfinite(slope) and math.isfinite(intercept)):
         raise BadStudy(Reason.BAD_SCALING, "slope or intercept is NaN or infinite")
     if not 1e-6 <= slope <= 1e3 or abs(intercept) > 1e5:
