@@ -54,10 +54,10 @@ DICOM_REFUSED = {
     "CT_small.dcm": "TOO_FEW_SLICES",  # one slice
     "J2K_pixelrep_mismatch.dcm": "TOO_FEW_SLICES",
     "bad_sequence.dcm": "TOO_FEW_SLICES",
-    "eCT_Supplemental.dcm": "TOO_FEW_SLICES",  # two frames
-    "ExplVR_BigEndNoMeta.dcm": "NOT_DICOM",  # no marker: never guessed
-    "ExplVR_LitEndNoMeta.dcm": "NOT_DICOM",
-    "no_meta.dcm": "NOT_DICOM",
+    "eCT_Supplemental.dcm": "NOT_HU",  # two perfusion maps
+    "ExplVR_BigEndNoMeta.dcm": "NOT_IMAGE",  # a plan for treatment, without a marker
+    "ExplVR_LitEndNoMeta.dcm": "NOT_IMAGE",
+    "no_meta.dcm": "NOT_DICOM",  # no marker, and all a byte too late
     "JPEG2000-embedded-sequence-delimiter.dcm": "NOT_CT",  # NM
     "JPGExtended.dcm": "NOT_CT",
     "JPGLosslessP14SV1_1s_1f_8b.dcm": "NOT_CT",  # US
