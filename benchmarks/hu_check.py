@@ -167,6 +167,7 @@ def phantoms() -> Iterator[tuple[str, np.ndarray]]:
     yield "one lung", chest(lungs=(1,)).scanned()
     yield "no lung aerated", chest(lungs=()).scanned()
     yield "lung reconstruction without outside air", cropped(plain, 0.5)
+    yield "a lung alone, expiration, -600", chest(lung=-600).scanned(noise=25)[8:34, 38:58, 51:71]
     yield "spine reconstruction", cropped(plain, 0.25, back=-0.12)
     yield "abdomen", abdomen().scanned()
     yield "abdomen, cropped to the body, no gas", cropped(abdomen(gas=False).scanned(), 0.42)

@@ -186,7 +186,9 @@ def _refuse_tissue_elsewhere(seen: Histogram) -> None:
     if tissue is not None and tissue < LUNG_HU:
         little = seen.number(-200, 300) < 0.35 * seen.number(tissue - PEAK, tissue + PEAK)
         lowered = seen.number(-1900, BEYOND_AIR) > 0.003 * body or abs(seen.edges()[0] - tissue + 1000) < 100
-        if little and (tissue > -700 or (lowered and seen.share(LOWEST, BEYOND_AIR) > 0.05)):
+        # an image within a lung in expiration has tissue at -600 too, but no air
+        halved = tissue > -700 and seen.share(LOWEST, -800) > 0.05
+        if little and (halved or (lowered and seen.share(LOWEST, BEYOND_AIR) > 0.05)):
             raise _refusal(seen, "too little soft tissue near 0")
     beyond = seen.beyond_air() / body
     if beyond > 0.2:
