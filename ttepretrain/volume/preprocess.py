@@ -142,7 +142,8 @@ def _image_centre_mm(image: CTImage, spec: VolumeSpec) -> np.ndarray:
 def _body_centre_mm(image: CTImage, limits: Limits) -> np.ndarray:
     """The body's middle: halfway between the 1 % and 99 % quantiles of its cells along each axis."""
     shape = np.array(image.hu_DHW.shape)
-    cells = np.maximum(1, np.rint(shape * image.spacing_mm / BODY_CELL_MM)).astype(int)
+    # first to thousandths: 15.5 cells must not become 16 or 15 by the rounding of a header to 32 bits
+    cells = np.maximum(1, np.rint(np.round(shape * image.spacing_mm / BODY_CELL_MM, 3))).astype(int)
     step = shape / cells  # voxels per cell
     positions = [(np.arange(n) + 0.5) * s - 0.5 for n, s in zip(cells, step)]
     sigma = np.sqrt(np.maximum(step**2 - 1.0, 0.0)) / FWHM_PER_SIGMA

@@ -25,6 +25,8 @@ FWHM_PER_SIGMA = 2.3548200450309493
 ALIGNED_VOXELS = 0.01
 CHUNK = 2**20  # voxels converted to float32 at a time; they stay in the processor's cache for two products
 GATHER_VOXELS = 2**25  # source voxels smoothed at a time for a turned grid: 128 MiB
+# A grid point on the outer face of the source is inside, also where a header of 32 bits puts it a little beyond.
+FACE_VOXELS = 1e-3
 SHARED, SMOOTH_COLUMNS, GATHER_SLICES = 1.25, 128, 16
 BAND = 16  # output positions per product; more of them multiply more zeros
 
@@ -125,7 +127,7 @@ def separable(
     bands_DHW = []
     for axis, (positions, sigma) in enumerate(zip(positions_DHW, sigma_DHW)):
         size = x_DHW.shape[axis]
-        covered = np.flatnonzero((positions >= -0.5 - 1e-6) & (positions <= size - 0.5 + 1e-6))
+        covered = np.flatnonzero((positions >= -0.5 - FACE_VOXELS) & (positions <= size - 0.5 + FACE_VOXELS))
         if len(covered) == 0:
             return out_DHW
         inside_DHW = inside_DHW.narrow(axis, covered[0], len(covered))
@@ -208,7 +210,7 @@ def _gather(
     for axis in range(3):
         row = [float(value) for value in to_source[axis]]
         index = row[0] * d + row[1] * h + row[2] * w + row[3]
-        inside &= (index >= -0.5) & (index <= full_shape[axis] - 0.5)
+        inside &= (index >= -0.5 - FACE_VOXELS) & (index <= full_shape[axis] - 0.5 + FACE_VOXELS)
         # grid_sample expects -1 at the centre of the first voxel and 1 at that of the last, and the order W H D
         points[..., 2 - axis] = (index - float(low[axis])) * (2.0 / (x_DHW.shape[axis] - 1)) - 1.0
     sampled = torch.nn.functional.grid_sample(
