@@ -6,12 +6,17 @@ Anything else that escapes a command is a bug and exits 1 with its traceback.
 from __future__ import annotations
 
 import errno
+import io
 import shutil
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
+from types import FrameType
 from typing import ClassVar
 
 from ttepretrain.log import log, show_log
@@ -28,11 +33,16 @@ class ExitCode(IntEnum):
     RESOURCES = 5  # disk, memory
     NUMERICS = 6  # NaN or infinity in training
     LEAKAGE = 7  # a subject in two splits, held-out data in training, identifiers in an output
-    INTERRUPTED = 75  # stopped after a good save: run the same command again
+    INTERRUPTED = 75  # stopped by a signal, what was done is saved: run the same command again
 
 
 MAX_BAD_FRACTION = 0.01  # share of refused scans that a command accepts
 ALWAYS_ALLOWED = 10  # refused scans it accepts whatever their share, up to half of all
+
+# What stops a command: a scheduler, a closed terminal, Ctrl-C. jobs.pretrain has its own handlers while it trains.
+STOPPING = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT)
+# A launcher's forward and the terminal's own delivery of one Ctrl-C arrive within milliseconds: one request, not two.
+SAME_REQUEST_SECONDS = 0.5
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_IN_WORDS = tuple(f"(os error {number})" for number in _DISK_FULL)
@@ -107,11 +117,44 @@ def declared_full_disk(folder: Path, what: str) -> Iterator[None]:
 def exit_with(main: Callable[[list[str]], None], command: str, arguments: list[str] | None = None) -> None:
     """Run a command, show its log under the command's name, and exit with the code of what happened."""
     show_log(command)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file name that is not UTF-8 must not end a command
     try:
-        main(sys.argv[1:] if arguments is None else arguments)
+        with _interrupted_by_signals():
+            main(sys.argv[1:] if arguments is None else arguments)
     except DeclaredError as error:
         log.error("%s", error)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         log.error("interrupted; run the same command again to resume")
         sys.exit(ExitCode.INTERRUPTED)
+
+
+@contextmanager
+def _interrupted_by_signals() -> Iterator[None]:
+    """Every signal of STOPPING raises KeyboardInterrupt, so that a command saves what is done, however it is stopped.
+
+    One that is ignored stays so: `nohup` ignores SIGHUP. Programs that are started in the block begin with the
+    system's own handlers; Ray's workers are such.
+    """
+    if threading.current_thread() is not threading.main_thread():  # Python lets no other thread set handlers
+        yield
+        return
+    first: list[float] = []
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if first and now - first[0] < SAME_REQUEST_SECONDS:
+            return
+        first.append(now)
+        raise KeyboardInterrupt
+
+    usual = (signal.SIG_DFL, signal.default_int_handler)
+    previous = {number: signal.getsignal(number) for number in STOPPING if signal.getsignal(number) in usual}
+    for number in previous:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

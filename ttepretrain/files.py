@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
+import stat
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,13 +23,20 @@ _calls: Counter[str] = Counter()
 def replacing(path: Path, mode: int = 0o644) -> Iterator[Path]:
     """Path to write to; when the block ends well, that file becomes `path`. A kill leaves the old file or the new one.
 
+    The file has the permissions `mode` from the first byte on, less what the umask or the replaced file forbids.
     Raises ResourceError when the disk is full.
     """
     sibling = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if path.exists():
+        mode &= stat.S_IMODE(path.stat().st_mode)
     try:
         with declared_full_disk(path.parent, path.name):
+            sibling.unlink(missing_ok=True)  # of a killed process with the same number
+            handle = os.open(sibling, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode | stat.S_IWUSR)
+            allowed = stat.S_IMODE(os.fstat(handle).st_mode)
+            os.close(handle)
             yield sibling
-            sibling.chmod(mode)
+            sibling.chmod(allowed)  # a library may have put a file of its own there
             sync(sibling)
             sibling.replace(path)
     finally:
@@ -35,12 +44,18 @@ def replacing(path: Path, mode: int = 0o644) -> Iterator[Path]:
     sync(path.parent)
 
 
+def remove_leftovers(path: Path) -> None:
+    """Remove what killed writers of `path` left beside it. Only for who holds the lock of `path`."""
+    leftover = re.compile(re.escape(f".{path.name}.") + r"\d+\.tmp")
+    for file in path.parent.iterdir():
+        if leftover.fullmatch(file.name):
+            file.unlink(missing_ok=True)
+
+
 def write_atomic(path: Path, content: bytes | memoryview | str, mode: int = 0o644) -> None:
     """Write `content` to `path`, with the permissions `mode` from the first byte on."""
     with replacing(path, mode) as sibling:
-        handle = os.open(sibling, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-        with os.fdopen(handle, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+        sibling.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def write_json(path: Path, document: object) -> None:

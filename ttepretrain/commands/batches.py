@@ -1,18 +1,36 @@
-"""Batches of volumes from scans on disk."""
+"""A model applied to scans on disk, in batches of volumes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
+from ttepretrain.commands.outputs import ResultFile
 from ttepretrain.commands.scans import Scan
-from ttepretrain.errors import BadStudy
+from ttepretrain.errors import BadDataError, BadStudy
 from ttepretrain.volume.preprocess import preprocess_ct
 from ttepretrain.volume.refusal import read_or_refuse
 from ttepretrain.volume.spec import VolumeSpec
+
+Rows = Callable[[list[str], Tensor], pa.Table]  # of keys and their int16 HU [B, D, H, W]
+
+
+def fill(
+    results: ResultFile, scans: Sequence[Scan], spec: VolumeSpec, batch_size: int, load: Callable[[], Rows]
+) -> None:
+    """Add the rows of every usable scan that `results` lacks. `load` brings the model where there is one to do."""
+    todo = results.missing(scans)
+    if len(todo) < len(scans):
+        print(f"{len(scans)} scans, {len(scans) - len(todo)} of them already done", flush=True)
+    if todo:
+        rows_of = load()
+        for keys, volume_BDHW in volumes_of(todo, spec, batch_size, results.refused):
+            results.add(keys, rows_of(keys, volume_BDHW))
 
 
 def volumes_of(
@@ -29,3 +47,12 @@ def volumes_of(
         if len(volumes) == batch_size or (volumes and scan is scans[-1]):
             yield list(volumes), torch.from_numpy(np.stack(list(volumes.values())))
             volumes = {}
+
+
+def report(scans: int, refused: int, output: Path) -> None:
+    """Print how many scans are in `output`. Raises BadDataError when every scan was refused."""
+    if refused == scans:
+        raise BadDataError(f"none of {scans} scans can be used; quarantine.parquet has the reasons")
+    print(f"{scans - refused} of {scans} scans are in {output.name}")
+    if refused:
+        print(f"{refused} cannot be used; quarantine.parquet has the reasons")

@@ -13,11 +13,13 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ttepretrain.commands.arguments import INPUT, check_writable
+from ttepretrain.commands.arguments import INPUT, written_alone
 from ttepretrain.commands.scans import Scan, find_scans
 from ttepretrain.errors import BadDataError, BadStudy, ConfigError, most_bad
 from ttepretrain.files import write_json
@@ -38,6 +40,8 @@ Exits with 3 when more scans are bad than jobs.prepare would accept."""
 EXAMPLE = "scans/ --json report.json --montage montage.png"
 
 LINE_SECONDS = 10.0
+# In the first bytes of the files this command writes; it replaces no other.
+JSON_MARK, MONTAGE_MARK, MARK_BYTES = b'{\n "volume_spec": {', b"ttepretrain doctor", 256
 SCANNER = ("manufacturer", "kvp", "contrast")  # counted in the JSON
 HU_QUANTILES = {"hu_p01": 0.01, "hu_p50": 0.5, "hu_p99": 0.99}
 QUANTITIES = (
@@ -74,12 +78,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> None:
     """Raises ConfigError for an impossible option before any scan is read."""
-    for option, path in (("--json", parsed.json), ("--montage", parsed.montage)):
-        if path:
-            check_writable(option, path)
     if parsed.montage_scans < 1:
         raise ConfigError(f"--montage-scans must be at least 1; got {parsed.montage_scans}")
-    diagnose(parsed.inputs, parsed.preset, parsed.json, parsed.montage, parsed.montage_scans)
+    outputs = {"--json": (parsed.json, JSON_MARK), "--montage": (parsed.montage, MONTAGE_MARK)}
+    with ExitStack() as alone:
+        files = {
+            option: alone.enter_context(written_alone(option, path, partial(_has, mark)))
+            for option, (path, mark) in outputs.items()
+            if path
+        }
+        diagnose(parsed.inputs, parsed.preset, files.get("--json"), files.get("--montage"), parsed.montage_scans)
+
+
+def _has(mark: bytes, path: Path) -> bool:
+    """Whether a file is one that this command wrote."""
+    with path.open("rb") as file:
+        return mark in file.read(MARK_BYTES)
 
 
 def diagnose(inputs: Sequence[Path], preset: str, json_file: Path | None, montage: Path | None, shown: int) -> None:

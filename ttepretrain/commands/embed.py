@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ttepretrain.commands.arguments import add_model_arguments, check_model_arguments
 from ttepretrain.commands.scans import find_scans
-from ttepretrain.errors import BadStudy
 
-SAVE_SECONDS = 60.0  # a killed run loses at most this much work
+if TYPE_CHECKING:
+    from ttepretrain.commands.batches import Rows
 
 SUMMARY = "compute one feature vector per scan"
 DESCRIPTION = """\
@@ -39,24 +39,17 @@ def embed_scans(folder: Path, inputs: Sequence[Path], output: Path, batch_size: 
     Scans that `output` already has from the same export are not read again; refused ones are tried again.
     """
     scans = find_scans(inputs)
-    from ttepretrain.commands.batches import volumes_of
-    from ttepretrain.commands.outputs import EmbeddingTable, report, write_quarantine
+    from ttepretrain.commands.batches import fill, report
+    from ttepretrain.commands.outputs import EMBEDDINGS, embedding_table, result_file
     from ttepretrain.export.folder import read_export
     from ttepretrain.export.load import load_encoder
 
-    table = EmbeddingTable(output, read_export(folder).fingerprint)
-    todo = [scan for scan in scans if scan.key not in table.rows]
-    print(f"{len(scans)} scans, {len(scans) - len(todo)} of them already embedded", flush=True)
-    refused: dict[str, BadStudy] = {}
-    if todo:
-        saved = time.monotonic()
+    export = read_export(folder)
+
+    def load() -> Rows:
         encoder = load_encoder(folder, device)
-        for keys, volume_BDHW in volumes_of(todo, encoder.spec, batch_size, refused):
-            table.rows.update(zip(keys, encoder.embed_hu(volume_BDHW).numpy()))
-            if time.monotonic() - saved > SAVE_SECONDS:
-                table.save()
-                saved = time.monotonic()
-                print(f"{len(table.rows)} embedded, {len(refused)} refused", flush=True)
-    table.save()
-    write_quarantine(output, {scan.key for scan in scans}, refused)
-    report(len(scans), len(refused), output)
+        return lambda keys, volume_BDHW: embedding_table(keys, encoder.embed_hu(volume_BDHW).numpy())
+
+    with result_file(output, scans, export, EMBEDDINGS, {}) as results:
+        fill(results, scans, export.spec, batch_size, load)
+    report(len(scans), len(results.refused), output)

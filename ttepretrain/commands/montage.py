@@ -68,7 +68,9 @@ class Montage:
         if not self.planes:
             return f"no montage: no scan to show{left_out}"
         with replacing(path) as sibling:
-            _figure(self.planes, self._spec).savefig(sibling, format="png", dpi=100, metadata={"Software": None})
+            _figure(self.planes, self._spec).savefig(
+                sibling, format="png", dpi=100, metadata={"Software": "ttepretrain doctor"}
+            )
         return f"{len(self.planes)} scans are in {path.name}{left_out}"
 
 

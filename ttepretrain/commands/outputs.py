@@ -5,50 +5,207 @@ B scans, K tasks, H horizons.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as parquet
 
-from ttepretrain.errors import BadDataError, BadStudy, ConfigError
-from ttepretrain.files import replacing
+from ttepretrain.commands.arguments import written_alone
+from ttepretrain.commands.scans import Scan
+from ttepretrain.errors import BadStudy, ConfigError, IntegrityError
+from ttepretrain.files import remove_leftovers, replacing
+from ttepretrain.lock import file_lock
 from ttepretrain.log import log
 
-FINGERPRINT = b"ttepretrain_export"  # key of the file's metadata: which export made the rows
+if TYPE_CHECKING:
+    from ttepretrain.export.folder import Export
+
+EMBEDDINGS = pa.schema([("key", pa.string()), ("embedding", pa.list_(pa.float32()))])
 RISKS = pa.schema([("key", pa.string()), ("task", pa.string()), ("horizon_days", pa.float64()), ("risk", pa.float64())])
 QUARANTINE = pa.schema([("key", pa.string()), ("code", pa.string()), ("detail", pa.string())])
+QUARANTINE_NAME = "quarantine.parquet"
+# Keys of the output's metadata.
+FINGERPRINT = b"ttepretrain_export"  # which export made the rows
+SETTINGS = b"ttepretrain_settings"  # the options that decide their values
+SCANS = b"ttepretrain_scans"  # JSON key -> Stamp, in the order of the rows
+SAVE_SECONDS = 60.0  # a killed run loses at most this much work,
+SAVE_SHARE = 20.0  # or this many times what a save takes: large files are written less often
+PENDING_BYTES = 256 << 20  # of rows that are not saved yet
+GROUP_ROWS = 1 << 15  # of a parquet row group
+
+Stamp = list[int] | None  # size and time of change of the file or folder; None: it could not be looked at
 
 
-class EmbeddingTable:
-    """Rows key -> float32 [F] of one export. Opening an existing file keeps its rows if the same export made them."""
+class ResultFile:
+    """Rows of one kind, of one export and of the same options; `rows_per_scan` of each scan stand together.
 
-    def __init__(self, path: Path, fingerprint: str):
-        self.rows: dict[str, np.ndarray] = {}
-        self._path, self._fingerprint = path, fingerprint
-        if not path.exists():
-            return
-        try:
-            table = parquet.read_table(path)
-        except (pa.ArrowInvalid, OSError):
-            raise ConfigError(f"--output {path} exists and is not a parquet file; name another") from None
-        made_by = (table.schema.metadata or {}).get(FINGERPRINT)
-        if made_by is None:
-            raise ConfigError(f"--output {path} exists and was not written by this command; name another")
-        if made_by.decode() == fingerprint:
-            self.rows = dict(zip(table["key"].to_pylist(), table["embedding"].to_numpy()))
-        else:
-            log.warning(f"{len(table)} rows in {path.name} come from another export and will be replaced")
+    Opening an existing file keeps its rows. The file is whole at every instant, and the same bytes whether it was
+    written at once or in parts. Raises ConfigError for a file with rows of another kind, export or options.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema, fingerprint: str, settings: Mapping[str, object], per_scan: int):
+        self._path, self._per_scan = path, per_scan
+        self._made_by = {FINGERPRINT: fingerprint.encode(), SETTINGS: json.dumps(settings).encode()}
+        self._schema = schema
+        self._stamps: dict[str, Stamp] = {}
+        self._found: dict[str, Stamp] = {}  # of this run's scans, from before they are read
+        self.refused: dict[str, BadStudy] = {}  # scans of this run that cannot be used
+        self._pending: list[pa.Table] = []
+        self._replaced: set[str] = set()  # keys whose rows in the file are out of date
+        self._saved, self._took = time.monotonic(), 0.0
+        if path.exists():
+            self._open()
+
+    def _open(self) -> None:
+        with parquet.ParquetFile(self._path) as file:
+            schema, num_rows = file.schema_arrow, file.metadata.num_rows
+        said = schema.metadata or {}
+        if schema.names != self._schema.names:
+            raise ConfigError(f"--output {self._path} has the columns {', '.join(schema.names)}; name another file")
+        if said[FINGERPRINT] != self._made_by[FINGERPRINT]:
+            raise ConfigError(f"--output {self._path} has rows of another export; name another file, or remove it")
+        if said[SETTINGS] != self._made_by[SETTINGS]:
+            raise ConfigError(
+                f"--output {self._path} was made with other --horizons or --tasks; name another file, or remove it"
+            )
+        self._stamps = json.loads(said[SCANS])
+        if num_rows != len(self._stamps) * self._per_scan:
+            raise IntegrityError(f"{self._path} has {num_rows} rows of {len(self._stamps)} scans; remove it")
+
+    def missing(self, scans: Sequence[Scan]) -> list[Scan]:
+        """The scans without rows here. Rows of a file that has changed since are dropped: it may be another scan."""
+        self._found = {scan.key: _stamp(scan.path) for scan in scans}
+        kept = self._found.keys() & self._stamps.keys()
+        changed = [key for key in kept if self._found[key] not in (None, self._stamps[key])]
+        for key in changed:
+            del self._stamps[key]
+        self._replaced |= set(changed)
+        if changed:
+            log.warning("%d scans changed since their rows in %s were made; made again", len(changed), self._path.name)
+        return [scan for scan in scans if scan.key not in self._stamps]
+
+    @property
+    def keys(self) -> set[str]:
+        return set(self._stamps)
+
+    def add(self, keys: Sequence[str], rows: pa.Table) -> None:
+        """Rows of scans that were `missing`, in this order. They reach the disk from time to time, and with `save`."""
+        self._pending.append(rows)
+        self._stamps |= {key: self._found[key] for key in keys}
+        if (
+            time.monotonic() - self._saved > max(SAVE_SECONDS, SAVE_SHARE * self._took)
+            or sum(table.nbytes for table in self._pending) > PENDING_BYTES
+        ):
+            self.save()
+            log.info("%d scans are in %s", len(self._stamps), self._path.name)
 
     def save(self) -> None:
-        """Columns key str, embedding list<f32>; the file is whole at every instant."""
-        columns = {
-            "key": pa.array(list(self.rows), pa.string()),
-            "embedding": pa.array(list(self.rows.values()), pa.list_(pa.float32())),
-        }
-        with replacing(self._path) as part:
-            parquet.write_table(pa.table(columns).replace_schema_metadata({FINGERPRINT: self._fingerprint}), part)
+        """Put all rows on the disk. Where there is nothing new, the file stays as it is."""
+        if not self._pending and not self._replaced:
+            return
+        start = time.monotonic()
+        metadata = self._made_by | {SCANS: json.dumps(self._stamps).encode()}
+        schema = self._schema.with_metadata(metadata)
+        with replacing(self._path) as part, parquet.ParquetWriter(part, schema, compression="zstd") as writer:
+            for table in self._groups():
+                writer.write_table(table.cast(schema), row_group_size=len(table))
+        self._pending, self._replaced = [], set()
+        self._saved = time.monotonic()
+        self._took = self._saved - start
+
+    def _groups(self) -> Iterator[pa.Table]:
+        """All rows, in groups of a size that depends on nothing but the number of rows per scan."""
+        size = max(1, GROUP_ROWS // self._per_scan) * self._per_scan
+        waiting: list[pa.Table] = []
+        for table in self._tables():
+            waiting.append(table)
+            while sum(map(len, waiting)) >= size:
+                joined = pa.concat_tables(waiting)
+                yield joined.slice(0, size).combine_chunks()
+                waiting = [joined.slice(size)]
+        if waiting and (joined := pa.concat_tables(waiting).combine_chunks()):
+            yield joined
+
+    def _tables(self) -> Iterator[pa.Table]:
+        """Rows of the file, without those that are out of date, then the new ones."""
+        # An interruption just after a save leaves its rows both in the file and here.
+        new = [key for table in self._pending for key in table["key"].to_pylist()[:: self._per_scan]]
+        dropped = pa.array([*self._replaced, *new], pa.string())
+        if self._path.exists():
+            with parquet.ParquetFile(self._path) as file:
+                for group in range(file.num_row_groups):
+                    table = file.read_row_group(group).replace_schema_metadata()
+                    stays = pa.compute.invert(pa.compute.is_in(table["key"], value_set=dropped))
+                    yield table.filter(stays) if len(dropped) else table
+        yield from self._pending
+
+
+@contextmanager
+def result_file(
+    output: Path,
+    scans: Sequence[Scan],
+    export: Export,
+    schema: pa.Schema,
+    settings: Mapping[str, object],
+    per_scan: int = 1,
+) -> Iterator[ResultFile]:
+    """The output, this process's alone for the block. What was added and refused is saved however the block ends.
+
+    Raises ConfigError for an output that would lie in the export or in a scan, or beside a quarantine.parquet of
+    something else.
+    """
+    with written_alone("--output", output, _is_result) as target:
+        if target.name.lower() == QUARANTINE_NAME:
+            raise ConfigError(f"--output {output}: the reasons of refused scans go to {QUARANTINE_NAME}; name another")
+        _refuse_place(target, [export.folder, *(scan.path for scan in scans)])
+        _read_quarantine(quarantine_of(target))
+        results = ResultFile(target, schema, export.fingerprint, settings, per_scan)
+        try:
+            yield results
+        finally:
+            results.save()
+            _write_quarantine(target, results.keys | results.refused.keys(), results.refused)
+
+
+def _is_result(path: Path) -> bool:
+    try:
+        return {FINGERPRINT, SETTINGS, SCANS} <= (parquet.read_schema(path).metadata or {}).keys()
+    except pa.ArrowException:
+        raise ConfigError(f"--output {path} exists and is not a parquet file; name another") from None
+
+
+def _refuse_place(output: Path, paths: Sequence[Path]) -> None:
+    places = [output.stat()] if output.exists() else []
+    places += [folder.stat() for folder in output.parents]
+    taken = {(place.st_dev, place.st_ino) for place in places}
+    for path in paths:
+        try:
+            status = path.stat()
+        except (OSError, ValueError):
+            continue
+        if (status.st_dev, status.st_ino) in taken:
+            raise ConfigError("--output lies in the export or in the folder of a scan; write to another folder")
+
+
+def _stamp(path: Path) -> Stamp:
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return None
+    return [status.st_size, status.st_mtime_ns]
+
+
+def embedding_table(keys: Sequence[str], features_BF: np.ndarray) -> pa.Table:
+    """EMBEDDINGS: one row per scan."""
+    return pa.table([pa.array(keys, pa.string()), pa.array(list(features_BF), pa.list_(pa.float32()))], EMBEDDINGS)
 
 
 def risk_table(
@@ -65,24 +222,36 @@ def risk_table(
     return pa.table(columns, schema=RISKS)
 
 
-def write_quarantine(output: Path, given: set[str], refused: dict[str, BadStudy]) -> None:
+def quarantine_of(output: Path) -> Path:
+    """quarantine.parquet beside an output; a link is followed."""
+    return Path(os.path.realpath(output.with_name(QUARANTINE_NAME)))
+
+
+def _read_quarantine(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    if path.is_file():
+        try:
+            table = parquet.read_table(path)
+        except (pa.ArrowException, OSError):
+            table = None
+        if table is not None and table.schema.equals(QUARANTINE):
+            return table.to_pylist()
+    raise ConfigError(f"{path} was not written by this command; write --output to another folder")
+
+
+def _write_quarantine(output: Path, tried: set[str], refused: Mapping[str, BadStudy]) -> None:
     """Write quarantine.parquet beside `output`; columns key, code, detail.
 
-    It has the scans that this run refused, and those of earlier runs that are not among the `given` keys.
+    It has the scans that this run refused, and those of earlier runs that were not `tried` again. Commands with other
+    outputs in the folder write it too, one at a time.
     """
-    path = output.with_name("quarantine.parquet")
-    earlier = parquet.read_table(path).to_pylist() if path.exists() else []
-    records = [record for record in earlier if record["key"] not in given]
-    records += [{"key": key, "code": str(error.code), "detail": error.detail} for key, error in refused.items()]
-    if records or earlier:
-        with replacing(path) as part:
-            parquet.write_table(pa.Table.from_pylist(records, QUARANTINE), part)
-
-
-def report(scans: int, refused: int, output: Path) -> None:
-    """Print how many scans are in `output`. Raises BadDataError when every scan was refused."""
-    if refused == scans:
-        raise BadDataError(f"none of {scans} scans can be used; quarantine.parquet has the reasons")
-    print(f"{scans - refused} of {scans} scans are in {output.name}")
-    if refused:
-        print(f"{refused} cannot be used; quarantine.parquet has the reasons")
+    path = quarantine_of(output)
+    with file_lock(path, wait=True):
+        remove_leftovers(path)
+        earlier = _read_quarantine(path)
+        records = [record for record in earlier if record["key"] not in tried]
+        records += [{"key": key, "code": str(error.code), "detail": error.detail} for key, error in refused.items()]
+        if records != earlier:
+            with replacing(path) as part:
+                parquet.write_table(pa.Table.from_pylist(records, QUARANTINE), part)

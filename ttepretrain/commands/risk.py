@@ -9,12 +9,18 @@ import argparse
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ttepretrain.commands.arguments import add_model_arguments, check_model_arguments
 from ttepretrain.commands.scans import find_scans
-from ttepretrain.errors import BadStudy, ConfigError
+from ttepretrain.errors import ConfigError
 from ttepretrain.log import log
 from ttepretrain.tasks import TaskSet
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from ttepretrain.commands.batches import Rows
 
 SUMMARY = "compute the risk of every task within a horizon"
 DESCRIPTION = """\
@@ -49,19 +55,17 @@ def risk_of_scans(
     horizons_days: Sequence[float],
     codes: Sequence[str] | None,
 ) -> None:
-    """Write the risk of every usable scan, task and horizon; the whole file appears at once.
+    """Write the risk of every usable scan, task and horizon to `output`; scans that it already has are not read again.
 
     Warns about a horizon beyond the follow-up of training. Raises ConfigError for a horizon within the blackout or a
     code that is no task of the export.
     """
-    import pyarrow.parquet as parquet
     import torch
 
-    from ttepretrain.commands.batches import volumes_of
-    from ttepretrain.commands.outputs import RISKS, report, risk_table, write_quarantine
+    from ttepretrain.commands.batches import fill, report
+    from ttepretrain.commands.outputs import RISKS, result_file, risk_table
     from ttepretrain.export.folder import read_export
     from ttepretrain.export.load import load_model
-    from ttepretrain.files import replacing
     from ttepretrain.survival.curves import cumulative_incidence
 
     export = read_export(folder)
@@ -80,20 +84,27 @@ def risk_of_scans(
     if export.synthetic:
         log.warning("the model was trained on synthetic data; these risks mean nothing for a patient")
     scans = find_scans(inputs)
-    model = load_model(folder).to(device)
-    refused: dict[str, BadStudy] = {}
-    with replacing(output) as part, parquet.ParquetWriter(part, RISKS, compression="zstd") as writer:
-        for keys, volume_BDHW in volumes_of(scans, export.spec, batch_size, refused):
+    chosen = [tasks.codes[k] for k in columns]
+
+    def load() -> Rows:
+        model = load_model(folder).to(device)
+
+        def rows_of(keys: list[str], volume_BDHW: torch.Tensor) -> pa.Table:
             with torch.inference_mode():
                 z_BTK = model(volume_BDHW.to(device))
                 risks = [
                     cumulative_incidence(z_BTK, days, tasks.bin_edges_days, tasks.blackout_days, tasks.death_task)
                     for days in horizons_days
                 ]
-            risk_BKH = torch.stack(risks, dim=2).cpu().numpy()[:, columns]
-            writer.write_table(risk_table(keys, [tasks.codes[k] for k in columns], horizons_days, risk_BKH))
-    write_quarantine(output, {scan.key for scan in scans}, refused)
-    report(len(scans), len(refused), output)
+            return risk_table(keys, chosen, horizons_days, torch.stack(risks, dim=2).cpu().numpy()[:, columns])
+
+        return rows_of
+
+    settings = {"horizons_days": list(horizons_days), "tasks": "all" if len(chosen) == tasks.num_tasks else chosen}
+    per_scan = len(chosen) * len(horizons_days)
+    with result_file(output, scans, export, RISKS, settings, per_scan) as results:
+        fill(results, scans, export.spec, batch_size, load)
+    report(len(scans), len(results.refused), output)
 
 
 def _days(text: str) -> list[float]:

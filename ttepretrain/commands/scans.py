@@ -5,21 +5,22 @@ folder with DICOM in it      one scan, key: the folder's name
 folder of many               every NIfTI file and every folder with DICOM directly in it, at any depth;
                              key: path relative to the argument
 table.csv | table.parquet    columns key and image (a path relative to the table); the key as given
+
+A key is text: bytes of a file name that are not UTF-8 stand in it as \\xNN.
 """
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ttepretrain.commands.folder_scans import LOST, FolderScans, described
+from ttepretrain.commands.table_scans import SUFFIXES, read_scan_table
 from ttepretrain.errors import ConfigError
-from ttepretrain.volume.source import is_nifti
-
-TABLES = (".csv", ".parquet")
-# Files found beside DICOM files, which have any suffix or none.
-NOT_DICOM = (*TABLES, ".json", ".txt", ".tsv", ".md", ".pdf", ".html", ".xml", ".yaml", ".png", ".jpg", ".jpeg", ".zip")
+from ttepretrain.log import log
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,15 @@ class Scan:
 
 
 def find_scans(inputs: Sequence[Path]) -> list[Scan]:
-    """Scans of all arguments, in order. Raises ConfigError for none, a missing argument or a key used twice."""
-    scans = [scan for path in inputs for scan in _scans_of(path)]
+    """Scans of all arguments, in order; what folders hold besides is logged in one line.
+
+    Raises ConfigError for none, a missing argument or a key used twice.
+    """
+    passed_over: Counter[str] = Counter()
+    scans = [scan for path in inputs for scan in _scans_of(path, passed_over)]
+    if passed_over:
+        lost = any(kind in passed_over for kind in LOST)
+        (log.warning if lost else log.info)("passed over in INPUT: %s", described(passed_over))
     if not scans:
         raise ConfigError("INPUT contains no NIfTI file and no DICOM folder")
     repeated = len(scans) - len({scan.key for scan in scans})
@@ -41,68 +49,25 @@ def find_scans(inputs: Sequence[Path]) -> list[Scan]:
     return scans
 
 
-def _scans_of(path: Path) -> list[Scan]:
-    if path.is_dir():
-        return _scans_below(path)
-    if not path.exists():
+def _scans_of(path: Path, passed_over: Counter[str]) -> list[Scan]:
+    try:
+        if path.is_dir():
+            found = FolderScans(path)
+            passed_over += found.passed_over
+            return [Scan(_key_below(path, scan), scan) for scan in found.paths]
+        there = path.exists() or path.is_symlink()
+    except OSError as error:  # a folder on the way that may not be entered, a name that is too long
+        raise ConfigError(f"INPUT {path} cannot be read: {error.strerror}") from None
+    if not there:
         raise ConfigError(f"INPUT {path} does not exist")
-    if path.name.lower().endswith(TABLES):
-        return _scans_in_table(path)
-    return [Scan(path.name, path)]
+    if path.name.lower().endswith(SUFFIXES):
+        return [Scan(key, path.parent / image) for key, image in read_scan_table(path)]
+    return [Scan(_text(path.name), path)]
 
 
-def _scans_below(root: Path) -> list[Scan]:
-    paths: list[Path] = []
-
-    def closed(error: OSError) -> None:
-        paths.append(Path(error.filename))  # a folder that cannot be listed: reading it gives the reason
-
-    for folder, subfolders, names in os.walk(root, onerror=closed):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        files = [Path(folder, name) for name in sorted(names) if not name.startswith(".")]
-        nifti = [file for file in files if is_nifti(file)]
-        if _holds_dicom(files, leaf=not subfolders and not nifti):
-            paths.append(Path(folder))
-            subfolders.clear()  # a DICOM folder is read with all that is below it
-        paths += nifti
-    name = root.resolve().name
-    return [Scan(name if path == root else path.relative_to(root).as_posix(), path) for path in paths]
+def _key_below(root: Path, scan: Path) -> str:
+    return _text(root.resolve().name if scan == root else scan.relative_to(root).as_posix())
 
 
-def _holds_dicom(files: Sequence[Path], leaf: bool) -> bool:
-    """In a folder without subfolders any unknown file counts: a damaged scan is refused, not overlooked."""
-    known = (*NOT_DICOM, "dicomdir")
-    unknown = [file for file in files if not (is_nifti(file) or file.name.lower().endswith(known))]
-    return bool(unknown) if leaf else any(_is_dicom(file) for file in unknown)
-
-
-def _is_dicom(path: Path) -> bool:
-    if not path.is_file():  # opening a pipe would block
-        return False
-    try:
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:  # a file that cannot be read is refused, not overlooked
-        return True
-
-
-def _scans_in_table(path: Path) -> list[Scan]:
-    import pyarrow as pa
-    import pyarrow.csv
-    import pyarrow.parquet
-
-    try:
-        if path.name.lower().endswith(".csv"):
-            text = pyarrow.csv.ConvertOptions(column_types={"key": pa.string(), "image": pa.string()})
-            table = pyarrow.csv.read_csv(path, convert_options=text)
-        else:
-            table = pyarrow.parquet.read_table(path)
-        columns = [table[name].cast(pa.string()).to_pylist() for name in ("key", "image")]
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise ConfigError(f"{path} is not a table: {str(error).splitlines()[0]}") from None
-    except KeyError:
-        raise ConfigError(f"{path} needs the columns key and image; it has {', '.join(table.column_names)}") from None
-    empty = sum(not (key and image) for key, image in zip(*columns))
-    if empty:
-        raise ConfigError(f"{path}: {empty} rows without key or image; remove them")
-    return [Scan(key, path.parent / image) for key, image in zip(*columns)]
+def _text(name: str) -> str:
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -57,7 +57,7 @@ def test_running_again_reads_only_what_is_missing(export, scans, tmp_path, monke
     monkeypatch.setattr(batches, "preprocess_ct", reading)
     again = embed(export, scans / "sub", scans / "a.nii.gz", output=output)
     assert seen == ["a.nii.gz"]
-    assert "3 scans, 2 of them already embedded" in capsys.readouterr().out
+    assert "3 scans, 2 of them already done" in capsys.readouterr().out
     assert list(again) == ["b.nii", "c.nii.gz", "a.nii.gz"]
     assert all(np.array_equal(first[key], again[key]) for key in first)
     embed(export, scans / "sub", output=output)
@@ -66,7 +66,7 @@ def test_running_again_reads_only_what_is_missing(export, scans, tmp_path, monke
 
 def test_a_killed_run_keeps_what_it_saved(export, scans, tmp_path, monkeypatch):
     output = tmp_path / "e.parquet"
-    monkeypatch.setattr("ttepretrain.commands.embed.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("ttepretrain.commands.outputs.SAVE_SECONDS", 0.0)
 
     def reading(path, spec, real=preprocess.preprocess_ct):
         if path.name == "c.nii.gz":
@@ -81,14 +81,14 @@ def test_a_killed_run_keeps_what_it_saved(export, scans, tmp_path, monkeypatch):
     assert list(embed(export, scans / "sub", output=output)) == ["b.nii", "c.nii.gz"]
 
 
-def test_rows_of_another_export_are_computed_again(export, scans, tmp_path, caplog):
+def test_rows_of_another_export_are_kept_and_the_file_is_refused(export, scans, tmp_path):
     output = tmp_path / "e.parquet"
-    first = embed(export, scans / "sub", output=output)
+    embed(export, scans / "sub", output=output)
+    before = output.read_bytes()
     write_tiny_export(tmp_path / "other", seed=1)
-    other = embed(tmp_path / "other", scans / "sub/b.nii", output=output)
-    assert "2 rows in e.parquet come from another export and will be replaced" in caplog.text
-    assert list(other) == ["b.nii"]
-    assert not np.array_equal(other["b.nii"], first["b.nii"])
+    with pytest.raises(ConfigError, match="has rows of another export; name another file, or remove it"):
+        embed(tmp_path / "other", scans / "sub/b.nii", output=output)
+    assert output.read_bytes() == before
 
 
 def test_quarantine_follows_the_latest_attempt_and_keeps_the_scans_not_tried(export, scans, tmp_path, quarantine):

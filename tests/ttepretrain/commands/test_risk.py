@@ -43,6 +43,7 @@ def test_risk_beyond_the_follow_up_of_training_warns_and_is_written(export, scan
     command = ["risk", str(folder), str(scans / "a.nii.gz"), "-o", str(output)]
     run([*command, "--horizons", "30,400"])
     assert "lie beyond" not in caplog.text
+    output.unlink()
     run([*command, "--horizons", "30,401,3650"])
     assert "horizons [401.0, 3650.0] lie beyond the 400 days for which enough" in caplog.text
     assert set(parquet.read_table(output)["horizon_days"].to_pylist()) == {30.0, 401.0, 3650.0}

@@ -66,7 +66,7 @@ def test_a_table_gives_its_keys_as_text_and_its_paths_relative_to_itself(tmp_pat
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("study,image\n1,a.nii\n", "needs the columns key and image; it has study, image"),
+        ("study,image\n1,a.nii\n", "needs the columns key and image in its first line; key is not there"),
         ("key,image\n1,a.nii\n,b.nii\n3,\n", "2 rows without key or image"),
         ("key,image\n1,a.nii\n1,b.nii\n", "1 of 2 scans have the same key as another"),
         ("key,image\n", "contains no NIfTI file and no DICOM folder"),
