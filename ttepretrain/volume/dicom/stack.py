@@ -22,6 +22,7 @@ SHIFT_MM = 0.5  # largest sideways distance of a slice from the line of the othe
 HOLE_STEPS = 1.5  # of the local step; a wider one is a missing slice, unless it is part of a run
 RUN_GAPS = 4  # adjacent wider steps that count as a protocol's own spacing rather than as missing slices
 ODD_RUN_GAPS = 3  # likewise, if the step is not a multiple of the others, as missing slices would make it
+HALVES_STEPS = 3  # of 1 mm among those of .5 mm
 FINEST_STEP_MM = 0.5  # of the even grid onto which uneven slices are interpolated
 # One thin slab must not cost forty times the memory of its scan: the grid has at most so many times the slices, and at
 # most so many unless the scan has more. Its step is then at most 1.25 mm, or 2 mm for a scan of two metres.
@@ -118,6 +119,8 @@ def _even_grid(offsets_mm: np.ndarray, max_gap_mm: float) -> tuple[np.ndarray, t
         if step > max_gap_mm + EVEN_MM:
             raise BadStudy(Reason.BAD_SPACING, f"{step:.4g} mm between slices, at most {max_gap_mm:g} is allowed")
         return even_mm, ()
+    if (halves := _from_halves(offsets_mm)) is not None:
+        return np.arange(count) * halves, ()
     if gaps.max() > max_gap_mm:
         raise BadStudy(Reason.MISSING_SLICE, f"a gap of {gaps.max():.1f} mm between slices")
     for i in range(len(gaps)):
@@ -126,6 +129,20 @@ def _even_grid(offsets_mm: np.ndarray, max_gap_mm: float) -> tuple[np.ndarray, t
     most = max(count, min(MAX_GROWTH * count, MOST_SLICES))
     step = max(gaps.min(), FINEST_STEP_MM, extent / (most - 1))
     return np.arange(int(extent / step + 1e-6) + 1) * step, (Flag.UNEVEN_SPACING,)
+
+
+def _from_halves(offsets_mm: np.ndarray) -> float | None:
+    """The step of .6 to .8 mm, if positions were written in half millimetres: steps of .5 and 1, evenly mixed.
+
+    Missing slices of a scan of .5 mm would have to lie as regularly, one in seven at least.
+    """
+    gaps = np.diff(offsets_mm)
+    wide, narrow = (np.abs(gaps - mm) < SAME_POSITION_MM for mm in (1.0, 0.5))
+    if not (wide | narrow).all() or wide.sum() < HALVES_STEPS or not 0.15 < wide.mean() < 0.7:
+        return None
+    ends = (offsets_mm[-1] + np.linspace(-0.5, 0.5, 101)) / len(gaps)
+    spread = np.ptp(offsets_mm - ends[:, None] * np.arange(len(offsets_mm)), axis=1)
+    return float(ends[spread.argmin()]) if spread.min() <= 0.5 + SAME_POSITION_MM else None
 
 
 def _rounding(step_mm: float) -> float:

@@ -304,3 +304,29 @@ def test_two_frames_of_reference_in_a_series_are_refused(tmp_path, geometry, wri
         edit=lambda d, ds: setattr(ds, "FrameOfReferenceUID", f"1.2.{d // 7}"),
     )  # fmt: skip
     assert reason_of(tmp_path, Reading()) == Reason.MIXED_GEOMETRY
+
+
+@pytest.mark.parametrize("step_mm", [0.6, 0.625, 0.7, 0.75, 0.8])
+@pytest.mark.parametrize("first_mm", [0.0, 0.2, -103.3])
+def test_steps_written_in_half_millimetres_are_even(tmp_path, chest, write_series, geometry, step_mm, first_mm):
+    def halves(d, dataset):
+        x, y, _ = dataset.ImagePositionPatient
+        dataset.ImagePositionPatient = [x, y, np.floor(2 * (first_mm + step_mm * d) + 0.5) / 2]
+
+    affine = geometry.dicom_affine((24, 30, 40), (step_mm, 5.5, 5.0))
+    twice_DHW = np.concatenate([chest[0], chest[0] + np.int16(1)])
+    write_series(tmp_path, twice_DHW, affine, edit=halves)
+    image = read_dicom(tmp_path)
+    np.testing.assert_array_equal(image.hu_DHW, twice_DHW)
+    assert image.flags == ()
+    assert image.spacing_mm[0] == pytest.approx(step_mm, abs=0.025)  # half a millimetre in 23 steps
+
+
+@pytest.mark.parametrize("gone", [{11}, {5, 6}, {4, 11}, {3, 9, 16}, {3, 5, 7}])
+def test_missing_slices_of_half_a_millimetre_are_missing(tmp_path, chest, write_series, geometry, gone):
+    twice_DHW = np.concatenate([chest[0], chest[0] + np.int16(1)])
+    files = write_series(tmp_path, twice_DHW, geometry.dicom_affine((24, 30, 40), (0.5, 5.5, 5.0)))
+    for d in gone:
+        files[d].unlink()
+    with pytest.raises(BadStudy, match="MISSING_SLICE"):
+        read_dicom(tmp_path)
