@@ -5,11 +5,17 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import numbers
+import sys
+import types
+import typing
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ttepretrain.errors import ConfigError
+from ttepretrain.plain_text import shown
 
 MAX_BYTES = 1 << 20
 MAX_ALIASES = 20
@@ -74,13 +80,67 @@ def dump_config(config: Any, path: Path) -> None:
 def require(condition: bool, key: str, value: object, rule: str) -> None:
     """Border check used by the dataclasses' `__post_init__`."""
     if not condition:
-        raise ConfigError(f"{key} {rule}; got {value!r}")
+        raise ConfigError(f"{key} {rule}; got {shown(value)}")
+
+
+def check_types(instance: Any, section: str = "", but: Sequence[str] = ()) -> None:
+    """ConfigError for the first field of a dataclass whose value is not of the declared type, or not finite.
+
+    but: fields that the caller checks.
+    Whoever builds the dataclass: a file of somebody else's is read as strictly as a configuration.
+    """
+    for name, hint in _type_hints(type(instance)).items():
+        value = getattr(instance, name)
+        if name not in but and not is_of(value, hint):
+            require(False, f"{section}.{name}" if section else name, value, f"must be {_in_words(hint)}")
 
 
 def require_choice(key: str, value: object, choices: Sequence[str]) -> None:
     near = difflib.get_close_matches(value, choices, n=1) if isinstance(value, str) else []
     hint = f"; did you mean {near[0]!r}?" if near else ""
     require(value in choices, key, value, f"must be one of {', '.join(choices)}{hint}")
+
+
+def is_of(value: object, hint: Any) -> bool:
+    """Is the value of a declared type? No bool is a number, and no NaN."""
+    if hint is float:  # a whole number is one too; no NaN passes the comparison
+        return _is_number(value, numbers.Real) and abs(value) <= sys.float_info.max  # type: ignore[arg-type]
+    if hint is int:
+        return _is_number(value, numbers.Integral)
+    inner = typing.get_args(hint)
+    if isinstance(hint, types.UnionType):
+        return any(is_of(value, kind) for kind in inner)
+    kind = typing.get_origin(hint) or hint
+    if kind in (list, tuple):
+        if not isinstance(value, list | tuple):
+            return False
+        if kind is tuple and Ellipsis not in inner:
+            return len(value) == len(inner) and all(map(is_of, value, inner))
+        return all(is_of(item, inner[0]) for item in value)
+    return isinstance(value, kind)
+
+
+@cache
+def _type_hints(schema: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(schema)
+    return {field.name: hints[field.name] for field in dataclasses.fields(schema)}
+
+
+def _is_number(value: object, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _in_words(hint: Any) -> str:
+    known = {float: "a finite number", int: "a whole number", bool: "true or false", str: "text", dict: "a mapping"}
+    if hint in known:
+        return known[hint]
+    inner = typing.get_args(hint)
+    if isinstance(hint, types.UnionType):
+        return " or ".join("null" if kind is types.NoneType else _in_words(kind) for kind in inner)
+    if typing.get_origin(hint) in (list, tuple):
+        several = typing.get_origin(hint) is list or Ellipsis in inner
+        return f"a list, each {_in_words(inner[0])}" if several else f"{len(inner)} values, each {_in_words(inner[0])}"
+    return f"of type {getattr(hint, '__name__', hint)}"
 
 
 def valid_keys(schema: type, prefix: str = "") -> Iterator[str]:

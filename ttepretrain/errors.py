@@ -20,6 +20,7 @@ from types import FrameType
 from typing import ClassVar
 
 from ttepretrain.log import log, show_log
+from ttepretrain.plain_text import plain
 
 
 class ExitCode(IntEnum):
@@ -66,6 +67,10 @@ class IntegrityError(DeclaredError):
     exit_code = ExitCode.INTEGRITY
 
 
+class ExportError(IntegrityError, ValueError):
+    """An export that is damaged, or whose content no model can have."""
+
+
 class ResourceError(DeclaredError):
     exit_code = ExitCode.RESOURCES
 
@@ -90,7 +95,7 @@ class BadStudy(Exception):
     def __init__(self, code: str, detail: str):
         super().__init__(code, detail)  # both in args: the exception survives pickling between processes
         self.code = code
-        self.detail = detail
+        self.detail = plain(detail)  # it may quote a header
 
     def __str__(self) -> str:
         return f"{self.code}: {self.detail}"

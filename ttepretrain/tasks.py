@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from ttepretrain.errors import IntegrityError
+from ttepretrain.config import check_types, is_of, require, require_choice
+from ttepretrain.documents import parse_json, read_regular, require_keys, require_shallow
+from ttepretrain.errors import ConfigError, IntegrityError
+from ttepretrain.plain_text import shown
 
 SCHEMA_VERSION = 1
+MOST_BYTES = 32 << 20  # of tasks.json: 8,192 tasks take 2 MiB
+MOST_COUNT = 1 << 53  # of subjects and events: exact as a float
+LATEST_DAYS = 36_525.0  # blackout; as ehr.blackout_days
+LATEST_EDGE_DAYS = 1e6
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,17 @@ class Task:
     patients: int  # train subjects with an event in the risk set
     events: int  # train (study, event) pairs in the risk set
     rate_per_day: float  # events / days at risk over the train studies
+
+    def __post_init__(self) -> None:
+        check_types(self, but=("score",) if self.score != self.score else ())
+        require(self.code != "", "code", self.code, "must not be empty")
+        require(0 <= self.prevalence <= 1, "prevalence", self.prevalence, "must lie in [0, 1]")
+        for key in ("patients", "events"):
+            require(0 <= getattr(self, key) <= MOST_COUNT, key, getattr(self, key), "must be a whole number from 0")
+        require(0 < self.rate_per_day <= 1e6, "rate_per_day", self.rate_per_day, "must be positive, at most 1e6")
+
+
+TASK_KEYS = tuple(field.name for field in dataclasses.fields(Task))
 
 
 @dataclass(frozen=True)
@@ -44,16 +62,40 @@ class TaskSet:
 
     def __post_init__(self) -> None:
         edges = self.bin_edges_days
-        if len(edges) < 2 or edges[0] != 0 or edges[-1] != np.inf or any(a >= b for a, b in pairwise(edges)):
-            raise ValueError(f"bin_edges_days must increase from 0 to infinity; got {list(edges)}")
-        if not 0 <= self.blackout_days < np.inf:
-            raise ValueError(f"blackout_days must be a number of days from 0 on; got {self.blackout_days!r}")
-        if self.recurrence not in ("all", "incident"):
-            raise ValueError(f"recurrence must be all or incident; got {self.recurrence!r}")
-        if self.death_task is not None and not 0 <= self.death_task < len(self.tasks):
-            raise ValueError(f"death_task must be one of {len(self.tasks)} tasks or null; got {self.death_task}")
-        if self.min_patients is not None and self.min_patients < 1:
-            raise ValueError(f"min_patients must be at least 1 or null; got {self.min_patients}")
+        check_types(self, but=("bin_edges_days",))
+        require(
+            is_of(edges[:-1], tuple[float, ...])
+            and (edges[:1], edges[-1:]) == ((0,), (np.inf,))
+            and all(a < b for a, b in pairwise(edges)),
+            "bin_edges_days", list(edges), "must increase from 0 to infinity",
+        )  # fmt: skip
+        require(
+            edges[-2] <= LATEST_EDGE_DAYS,
+            "bin_edges_days", list(edges), f"must have no finite edge above {LATEST_EDGE_DAYS:g}",
+        )  # fmt: skip
+        require(
+            0 <= self.blackout_days <= LATEST_DAYS,
+            "blackout_days", self.blackout_days, f"must be a number of days from 0 on, at most {LATEST_DAYS:g}",
+        )  # fmt: skip
+        require_choice("recurrence", self.recurrence, ("all", "incident"))
+        require(
+            self.death_task is None or 0 <= self.death_task < len(self.tasks),
+            "death_task", self.death_task, f"must be one of {len(self.tasks)} tasks or null",
+        )  # fmt: skip
+        require(
+            self.min_patients is None or 1 <= self.min_patients <= MOST_COUNT,
+            "min_patients", self.min_patients, "must be at least 1 or null",
+        )  # fmt: skip
+        require_shallow("fitted_on", self.fitted_on)
+        count, fingerprint = self.fitted_on.get("count", 0), self.fitted_on.get("hash", "")
+        whole = isinstance(count, int) and not isinstance(count, bool)
+        require(whole and 0 <= count <= MOST_COUNT, "fitted_on.count", count, "must be a whole number from 0")
+        require(isinstance(fingerprint, str), "fitted_on.hash", fingerprint, "must be text")
+        require(len(self.tasks) > 0, "tasks", [], "must not be empty")
+        seen: set[str] = set()
+        for code in self.codes:
+            require(code not in seen, "tasks", code, "must have different codes")
+            seen.add(code)
 
     @property
     def num_tasks(self) -> int:
@@ -100,23 +142,35 @@ class TaskSet:
     def load(cls, path: Path) -> TaskSet:
         """Raises IntegrityError for another schema version or a malformed file."""
         try:
-            document = json.loads(path.read_text())
-            if document["schema_version"] != SCHEMA_VERSION:
-                raise IntegrityError(
-                    f"{path}: schema_version {document['schema_version']}, this release reads {SCHEMA_VERSION}"
-                )
-            return cls(
-                tasks=tuple(Task(**_with_nan(task)) for task in document["tasks"]),
-                bin_edges_days=(*document["bin_edges_days"][:-1], np.inf),
-                blackout_days=document["blackout_days"],
-                recurrence=document["recurrence"],
-                death_task=document["death_task"],
-                fitted_on=document["fitted_on"],
-                min_patients=document.get("min_patients"),
-            )
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise IntegrityError(f"{path}: not a task set: {error!r}; write it again with jobs.prepare") from None
+            return cls.from_json(parse_json(read_regular(path, MOST_BYTES)))
+        except ConfigError as error:
+            raise IntegrityError(f"{path}: not a task set: {error}; write it again with jobs.prepare") from None
+
+    @classmethod
+    def from_json(cls, document: object) -> TaskSet:
+        """Raises ConfigError naming the key and the value for a document that is no task set."""
+        fields = [field.name for field in dataclasses.fields(cls)]
+        required = ["schema_version", *(name for name in fields if name != "min_patients")]
+        version = document.get("schema_version") if isinstance(document, dict) else None
+        if version is not None and (version != SCHEMA_VERSION or isinstance(version, bool)):
+            raise ConfigError(f"schema_version {shown(version)}, this release reads {SCHEMA_VERSION}")
+        values = require_keys("it", document, required, ("time_unit", "min_patients"))
+        require_choice("time_unit", values.get("time_unit", "day"), ("day",))
+        edges = values["bin_edges_days"]
+        require(
+            isinstance(edges, list) and edges[-1:] == [None],
+            "bin_edges_days", edges, "must be a list whose last is null: infinity",
+        )  # fmt: skip
+        require(isinstance(values["tasks"], list), "tasks", values["tasks"], "must be a list")
+        given = {name: values[name] for name in fields if name in values}
+        given["tasks"] = tuple(_task(k, task) for k, task in enumerate(values["tasks"]))
+        given["bin_edges_days"] = (*edges[:-1], np.inf)
+        return cls(**given)
 
 
-def _with_nan(document: dict[str, Any]) -> dict[str, Any]:
-    return {key: np.nan if value is None else value for key, value in document.items()}
+def _task(position: int, document: object) -> Task:
+    values = require_keys(f"tasks[{position}]", document, TASK_KEYS)
+    try:
+        return Task(**values | ({"score": np.nan} if values["score"] is None else {}))
+    except ConfigError as error:
+        raise ConfigError(f"tasks[{position}].{error}") from None

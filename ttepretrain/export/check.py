@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 import ttepretrain
-from ttepretrain.errors import IntegrityError
-from ttepretrain.export.folder import Export
+from ttepretrain.errors import ExportError
+from ttepretrain.export.folder import REFERENCE_DHW, Export
 from ttepretrain.models.encoder import Encoder
 from ttepretrain.volume.spec import Window
 from ttepretrain.volume.windows import apply_windows
 
-SHAPE_DHW = (29, 32, 37)  # the least that every encoder takes, no two axes alike
 TOLERANCE = 1e-3  # of the features' norm; kernels, threads and double precision differ by 1e-6 (untrained encoders)
 
 
@@ -29,14 +28,14 @@ def versions() -> dict[str, str]:
 
 def reference_features(encoder: Encoder, windows: tuple[Window, ...]) -> Tensor:
     """float32 [F] of one volume made of integers alone; the encoder is on the CPU and in eval mode."""
-    d, h, w = torch.meshgrid(*(torch.arange(size) for size in SHAPE_DHW), indexing="ij")
+    d, h, w = torch.meshgrid(*(torch.arange(size) for size in REFERENCE_DHW), indexing="ij")
     hu_DHW = (13 * d * d + 7 * h * w + 29 * w + 3 * h) % 2047 - 1024
     with torch.inference_mode(), torch.autocast("cpu", enabled=False):
         return encoder.features(apply_windows(hu_DHW[None].to(torch.int16), windows))[0]
 
 
 def check_features(encoder: Encoder, export: Export) -> None:
-    """Raise IntegrityError where the encoder's features differ from those in its export, if it stores any."""
+    """Raise ExportError where the encoder's features differ from those in its export, if it stores any."""
     if export.reference_features is None:
         return
     expected = torch.tensor(export.reference_features)
@@ -45,7 +44,7 @@ def check_features(encoder: Encoder, export: Export) -> None:
     if not difference <= TOLERANCE * norm:
         here = versions()
         exported_with = [f"{name} {version} (here {here.get(name)})" for name, version in export.versions.items()]
-        raise IntegrityError(
+        raise ExportError(
             f"{export.folder}: the encoder's features of the reference volume differ by {difference / norm:.1g} of "
             f"their norm from those at its export, {TOLERANCE:g} is allowed; install what it was exported with: "
             + ", ".join(exported_with)

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from ttepretrain.config import require, require_choice
+from ttepretrain.config import check_types, require, require_choice
+from ttepretrain.documents import require_keys
 
 CONVOLUTIONAL = ("densenet121", "resnet18", "resnet50", "resnet152", "i3resnet152", "segresnet")
 TRANSFORMERS = ("swin_unetr", "vit_liere")  # always LayerNorm; model.norm has no effect
 ENCODERS = CONVOLUTIONAL + TRANSFORMERS
 NORMS = ("group", "group_ws", "batch")
+LARGEST_HEAD = 16_384  # rank
+# Of vit_liere. Its largest tensors are the rotations of one layer: tokens x width x block.
+MOST_TOKENS = 1 << 16
+MOST_IN_ROTATIONS = 1 << 30  # 4 GiB
 # Layouts of weight files (models/initial.py) and the encoders that have such weights.
 WEIGHT_FILES = {
     "inflate": ("densenet121", "resnet18", "resnet50", "resnet152"),
@@ -34,22 +40,36 @@ class ViTConfig:
     extent_mm: float | None = None  # positions are mm over this; None: patch index over the number of patches
 
     def __post_init__(self) -> None:
+        check_types(self, "model.vit")
         require(
-            len(self.patch) == 3 and all(1 <= p <= 64 for p in self.patch),
-            "model.vit.patch", self.patch, "must be three whole numbers (D H W) between 1 and 64",
+            len(self.patch) == 3 and all(1 <= p <= 64 for p in self.patch) and math.prod(self.patch) >= 8,
+            "model.vit.patch", self.patch, "must be three whole numbers (D H W) between 1 and 64, of 8 voxels or more",
         )  # fmt: skip
-        require(self.depth >= 1, "model.vit.depth", self.depth, "must be at least 1")
-        require(self.heads >= 1, "model.vit.heads", self.heads, "must be at least 1")
+        require(1 <= self.depth <= 128, "model.vit.depth", self.depth, "must lie between 1 and 128")
+        require(1 <= self.heads <= 256, "model.vit.heads", self.heads, "must lie between 1 and 256")
         require(
-            self.width >= self.heads and self.width % self.heads == 0,
-            "model.vit.width", self.width, f"must be a multiple of model.vit.heads = {self.heads}",
+            self.width % self.heads == 0 and self.heads <= self.width <= 8192,
+            "model.vit.width", self.width, f"must be a multiple of model.vit.heads = {self.heads}, at most 8192",
         )  # fmt: skip
         per_head = self.width // self.heads
         require(
-            2 <= self.block <= per_head and per_head % self.block == 0,
-            "model.vit.block", self.block, f"must be at least 2 and divide width / heads = {per_head}",
+            2 <= self.block <= min(per_head, 256) and per_head % self.block == 0,
+            "model.vit.block", self.block, f"must lie between 2 and 256 and divide width / heads = {per_head}",
         )  # fmt: skip
-        require(self.extent_mm is None or self.extent_mm > 0, "model.vit.extent_mm", self.extent_mm, "must be positive")
+        require(
+            self.extent_mm is None or 1 <= self.extent_mm <= 100_000,
+            "model.vit.extent_mm", self.extent_mm, "must lie between 1 and 100000, or be null",
+        )  # fmt: skip
+
+    def require_computable(self, shape_DHW: Sequence[int]) -> None:
+        """ConfigError where volumes of this shape make more tokens or larger rotations than are computed."""
+        tokens = math.prod(-(-size // patch) for size, patch in zip(shape_DHW, self.patch))
+        require(
+            tokens <= MOST_TOKENS and tokens * self.width * self.block <= MOST_IN_ROTATIONS,
+            "model.vit.patch", self.patch,
+            f"makes {tokens} tokens of volumes of {' x '.join(map(str, shape_DHW))} voxels; at most {MOST_TOKENS}, and "
+            f"tokens x width x block at most {MOST_IN_ROTATIONS}, are computed",
+        )  # fmt: skip
 
 
 # Fields of ModelConfig that may change between two starts of a run; every other one decides the weights.
@@ -67,18 +87,26 @@ class ModelConfig:
     vit: ViTConfig = field(default_factory=ViTConfig)  # encoder vit_liere
 
     def __post_init__(self) -> None:
+        check_types(self, "model")
         require_choice("model.encoder", self.encoder, ENCODERS)
         require_choice("model.norm", self.norm, NORMS)
         require(self.init != "", "model.init", self.init, "must be 'random', an export's folder or LAYOUT:PATH")
-        require(self.head_dim >= 1, "model.head_dim", self.head_dim, "must be at least 1")
+        require(
+            1 <= self.head_dim <= LARGEST_HEAD,
+            "model.head_dim", self.head_dim, f"must lie between 1 and {LARGEST_HEAD}",
+        )  # fmt: skip
         if self.init_kind in WEIGHT_FILES:
             self._check_weight_file()
 
     @classmethod
-    def from_json(cls, document: dict[str, Any]) -> ModelConfig:
-        """The model of an export's config.json."""
-        vit = {"vit": ViTConfig(**document["vit"])} if "vit" in document else {}
-        return cls(**document | vit)
+    def from_json(cls, document: object) -> ModelConfig:
+        """The model of an export's config.json. Its `init` says where the weights once came from; they are there."""
+        keys = [f.name for f in dataclasses.fields(cls)]
+        values = require_keys("model", document, ["encoder", "init", "norm", "head_dim"], keys) | {"init": "random"}
+        if "vit" in values:
+            sizes = [f.name for f in dataclasses.fields(ViTConfig)]
+            values["vit"] = ViTConfig(**require_keys("model.vit", values["vit"], (), sizes))
+        return cls(**values)
 
     @property
     def init_kind(self) -> str:

@@ -6,13 +6,20 @@ import torch
 from torch import Tensor, nn
 
 from ttepretrain.errors import IntegrityError
+from ttepretrain.plain_text import plain
 
 NAMES_SHOWN = 8
 
 
 def load_strict(module: nn.Module, weights: dict[str, Tensor], origin: str) -> None:
     """Copy `weights` into the module. Raises IntegrityError unless names, shapes and dtypes agree and all is finite."""
-    own = module.state_dict()
+    refuse_other(module.state_dict(), weights, origin)
+    refuse_not_finite(weights, origin)
+    module.load_state_dict(weights, strict=True)
+
+
+def refuse_other(own: dict[str, Tensor], weights: dict[str, Tensor], origin: str) -> None:
+    """Raise IntegrityError that names what is missing, unknown, or of another shape or dtype than our `own`."""
     missing, unknown = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
     if missing or unknown:
         matched = len(own) - len(missing)
@@ -27,8 +34,6 @@ def load_strict(module: nn.Module, weights: dict[str, Tensor], origin: str) -> N
     ]
     if other:
         raise IntegrityError(f"{origin}: {len(other)} weights of another shape or dtype: {_names(other)}")
-    refuse_not_finite(weights, origin)
-    module.load_state_dict(weights, strict=True)
 
 
 def refuse_not_finite(weights: dict[str, Tensor], origin: str) -> None:
@@ -43,4 +48,4 @@ def refuse_not_finite(weights: dict[str, Tensor], origin: str) -> None:
 
 def _names(names: list[str]) -> str:
     more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return (", ".join(names[:NAMES_SHOWN]) + more) or "none"
+    return (", ".join(plain(name, 200) for name in names[:NAMES_SHOWN]) + more) or "none"

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from ttepretrain.config import require, require_choice
+from ttepretrain.config import check_types, require, require_choice
+from ttepretrain.documents import require_keys
 from ttepretrain.volume.dicom.choice import DEFAULT_READING, MAX_GAP_MM, Reading, SeriesConfig
 
 # Part of every cache key. Raise it when the same input would give other voxels, other flags or a refusal.
 PREPROCESS_VERSION = 7
 
 Window = tuple[float, float]  # centre, width in HU
+
+FITS = ("body", "image", "stretch")
+LARGEST_MM = 5_000.0  # of the grid along an axis; a table moves two metres
+MOST_VOXELS = 1 << 27  # of the grid: 512 x 512 x 512
+MOST_INPUTS = 1 << 29  # voxels times windows: 2 GiB as the network reads them
+MOST_WINDOWS = 16
 
 LUNG: Window = (-600.0, 1500.0)
 SOFT_TISSUE: Window = (40.0, 400.0)
@@ -32,6 +41,48 @@ class VolumeSpec:
     # its own axes, whatever its spacing, and its lowest and highest value become hu_range
     fit: str = "body"
     reading: Reading = DEFAULT_READING
+
+    def __post_init__(self) -> None:
+        """The one check of a grid: of a configuration, of an export, of prepared/."""
+        check_types(self, "volume")
+        require_choice("volume.fit", self.fit, FITS)
+        require(
+            all(0.1 <= mm <= 20 for mm in self.spacing_mm),
+            "volume.spacing_mm", list(self.spacing_mm), "must be three numbers (D H W) between 0.1 and 20",
+        )  # fmt: skip
+        shape = list(self.shape_DHW)
+        require(
+            all(4 <= size <= 1024 for size in shape),
+            "volume.shape_DHW", shape, "must be three whole numbers (D H W) between 4 and 1024",
+        )  # fmt: skip
+        require(math.prod(shape) <= MOST_VOXELS, "volume.shape_DHW", shape, f"must be at most {MOST_VOXELS} voxels")
+        extent_mm = [size * mm for size, mm in zip(shape, self.spacing_mm)]
+        require(
+            max(extent_mm) <= LARGEST_MM,
+            "volume.shape_DHW", shape, f"times spacing_mm must be at most {LARGEST_MM:g} mm along each axis",
+        )  # fmt: skip
+        lowest, highest = self.hu_range
+        require(
+            -32768 <= lowest <= -500 and lowest < highest <= 32767,
+            "volume.hu_range", list(self.hu_range),
+            "must be two increasing int16, the first at most -500, which is air",
+        )  # fmt: skip
+        require(
+            1 <= len(self.windows) <= MOST_WINDOWS
+            and all(-32768 <= centre <= 32767 and 1 <= width <= 131072 for centre, width in self.windows),
+            "volume.windows", [list(window) for window in self.windows],
+            f"must be [[centre, width], ...], 1 to {MOST_WINDOWS} of them, with centres in int16 and positive widths "
+            "from 1 to 131072",
+        )  # fmt: skip
+        require(
+            all(c - w / 2 < highest and c + w / 2 > lowest for c, w in self.windows),
+            "volume.windows", [list(window) for window in self.windows],
+            f"must each have some of hu_range {list(self.hu_range)}; a channel would be constant",
+        )  # fmt: skip
+        require(
+            math.prod(shape) * len(self.windows) <= MOST_INPUTS,
+            "volume.shape_DHW", shape, f"times {len(self.windows)} windows must be at most {MOST_INPUTS}",
+        )  # fmt: skip
 
     @property
     def num_channels(self) -> int:
@@ -56,15 +107,22 @@ class VolumeSpec:
         return ({} if self.fit == "body" else {"fit": self.fit}) | ({"reading": reading} if reading else {})
 
     @classmethod
-    def from_json(cls, document: dict) -> VolumeSpec:
+    def from_json(cls, document: object) -> VolumeSpec:
+        """Raises ConfigError naming the key for what is no VolumeSpec of this or an earlier PREPROCESS_VERSION."""
+        grid = ("spacing_mm", "shape_DHW", "hu_range", "windows")
+        values = require_keys("volume", document, (*grid, "preprocess_version"), ("fit", "reading"))
+        version = values["preprocess_version"]
+        whole = isinstance(version, int) and not isinstance(version, bool)
+        require(whole and 0 <= version < 1 << 31, "volume.preprocess_version", version, "must be a whole number from 0")
+        spacing, shape, hu_range, windows = (_as_tuple(values[key]) for key in grid)
         return cls(
-            tuple(document["spacing_mm"]),
-            tuple(document["shape_DHW"]),
-            tuple(document["hu_range"]),
-            tuple((c, w) for c, w in document["windows"]),
-            document.get("fit", "body"),
-            Reading.from_json(document.get("reading", {})),
+            spacing, shape, hu_range, windows, values.get("fit", "body"), Reading.from_json(values.get("reading", {}))
         )
+
+
+def _as_tuple(value: Any) -> Any:
+    """Lists as tuples, at any depth."""
+    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
 
 
 PRESETS = {
@@ -90,43 +148,14 @@ class VolumeConfig:
 
     def __post_init__(self) -> None:
         require_choice("volume.preset", self.preset, sorted(PRESETS))
-        self.series.resolve(self.max_gap_mm)  # checks both
         stretched = PRESETS[self.preset].fit == "stretch"
         for key in ("spacing_mm", "hu_range", "windows"):
             value = getattr(self, key)
             require(not stretched or value is None, f"volume.{key}", value, f"has no meaning with {self.preset}")
-        if self.spacing_mm is not None:
-            require(
-                len(self.spacing_mm) == 3 and all(0.1 <= s <= 20 for s in self.spacing_mm),
-                "volume.spacing_mm", self.spacing_mm, "must be three numbers (D H W) between 0.1 and 20",
-            )  # fmt: skip
-        if self.shape_DHW is not None:
-            require(
-                len(self.shape_DHW) == 3 and all(8 <= s <= 1024 for s in self.shape_DHW),
-                "volume.shape_DHW", self.shape_DHW, "must be three whole numbers (D H W) between 8 and 1024",
-            )  # fmt: skip
-        if self.hu_range is not None:
-            low_high = self.hu_range
-            require(
-                len(low_high) == 2 and -32768 <= low_high[0] <= -500 and low_high[0] < low_high[1] <= 32767,
-                "volume.hu_range", low_high, "must be two increasing int16, the first at most -500, which is air",
-            )  # fmt: skip
-        if self.windows is not None:
-            require(
-                len(self.windows) > 0 and all(len(w) == 2 and w[1] > 0 for w in self.windows),
-                "volume.windows", self.windows, "must be [[centre, width], ...] with positive widths",
-            )  # fmt: skip
+        self.resolve()  # checks the rest
 
     def resolve(self) -> VolumeSpec:
         preset = PRESETS[self.preset]
-        mm_D, mm_H, mm_W = self.spacing_mm or preset.spacing_mm
-        depth, height, width = self.shape_DHW or preset.shape_DHW
-        lowest, highest = self.hu_range or preset.hu_range
-        return VolumeSpec(
-            (mm_D, mm_H, mm_W),
-            (depth, height, width),
-            (lowest, highest),
-            tuple((c, w) for c, w in self.windows) if self.windows else preset.windows,
-            preset.fit,
-            self.series.resolve(self.max_gap_mm),
-        )
+        given = {key: getattr(self, key) for key in ("spacing_mm", "shape_DHW", "hu_range", "windows")}
+        grid: dict[str, Any] = {key: _as_tuple(value) for key, value in given.items() if value is not None}
+        return replace(preset, **grid, reading=self.series.resolve(self.max_gap_mm))

@@ -367,7 +367,10 @@ class TestHostileWeights:
             (lambda w: w.pop("head.bias_TK"), "missing: head.bias_TK; unknown: none"),
             (lambda w: w.update(extra=torch.zeros(1)), "missing: none; unknown: extra"),
             (lambda w: w.update({"head.tias": w.pop("head.bias_TK")}), "missing: head.bias_TK; unknown: head.tias"),
-            (lambda w: w.update({"head.bias_TK": torch.zeros(4, 6)}), r"head.bias_TK float32\[4, 6\], expected .*4, 5"),
+            (
+                lambda w: w.update({"head.bias_TK": torch.zeros(4, 6)}),
+                r"head.bias_TK is F32\[4, 6\], expected \[4, 5\]: the bins and tasks",
+            ),
             (lambda w: w.update({"head.bias_TK": torch.zeros(4, 5, dtype=torch.float16)}), "head.bias_TK float16"),
             (lambda w: w.update({"head.bias_TK": torch.full((4, 5), torch.nan)}), "NaN or infinity: head.bias_TK"),
         ],

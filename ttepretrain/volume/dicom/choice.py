@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ttepretrain.config import require, require_choice
+from ttepretrain.config import check_types, require, require_choice
+from ttepretrain.documents import require_keys
 from ttepretrain.errors import BadStudy
 from ttepretrain.volume.checks import Flag, Reason
 from ttepretrain.volume.dicom.tags import Values, numbers, text, texts
@@ -34,18 +35,28 @@ class SeriesConfig:
     phase: str = "first"  # first | last | refuse: of a series that passes its positions several times
 
     def __post_init__(self) -> None:
+        check_types(self, "volume.series")
         require_choice("volume.series.phase", self.phase, PHASES)
         for criterion in self.prefer:
             require_choice("volume.series.prefer", criterion, CRITERIA)
         require(
+            len(self.prefer) <= len(CRITERIA), "volume.series.prefer", self.prefer, "must name each criterion once",
+        )  # fmt: skip
+        require(
             bool(self.kernels) == ("kernel" in self.prefer),
             "volume.series.kernels", self.kernels, "belongs to `kernel` in volume.series.prefer; set both or none",
         )  # fmt: skip
-        require(self.min_slices >= 0, "volume.series.min_slices", self.min_slices, "must not be negative")
+        require(
+            0 <= self.min_slices <= 100_000,
+            "volume.series.min_slices",
+            self.min_slices,
+            "must not be negative, nor above 100000",
+        )
         low, high = self.min_thickness_mm, self.max_thickness_mm
         require(
-            (low is None or low > 0) and (high is None or high >= (low or 0)),
-            "volume.series.max_thickness_mm", [low, high], "must not lie below min_thickness_mm, which is positive",
+            (low is None or 0 < low <= 100) and (high is None or (low or 0) <= high <= 100),
+            "volume.series.max_thickness_mm", [low, high],
+            "must not lie below min_thickness_mm, which is positive; both are at most 100",
         )  # fmt: skip
 
     def resolve(self, max_gap_mm: float) -> Reading:
@@ -71,8 +82,9 @@ class Reading(SeriesConfig):
         return {key: list(value) if isinstance(value, tuple) else value for key, value in changed.items()}
 
     @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> Reading:
-        rules: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in document.items()}
+    def from_json(cls, document: object) -> Reading:
+        given = require_keys("volume.reading", document, (), JSON_KEYS)
+        rules: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in given.items()}
         return cls(**rules)
 
 

@@ -186,10 +186,16 @@ def test_position_tables_and_generators_take_the_rate_of_vectors_and_no_decay(na
 
 def test_sizes_that_cannot_be_are_refused_with_the_key():
     for values, message in (
-        ({"width": 100, "heads": 12}, r"model.vit.width must be a multiple of model.vit.heads = 12; got 100"),
-        ({"block": 7}, r"model.vit.block must be at least 2 and divide width / heads = 64; got 7"),
+        (
+            {"width": 100, "heads": 12},
+            r"model.vit.width must be a multiple of model.vit.heads = 12, at most 8192",
+        ),
+        ({"block": 7}, r"model.vit.block must lie between 2 and 256 and divide width / heads = 64; got 7"),
         ({"patch": [16, 16]}, r"model.vit.patch must be three whole numbers"),
-        ({"extent_mm": 0.0}, r"model.vit.extent_mm must be positive; got 0.0"),
+        ({"patch": [1, 1, 7]}, r"model.vit.patch must be .*, of 8 voxels or more; got \[1, 1, 7\]"),
+        ({"depth": True}, r"model.vit.depth must be a whole number; got True"),
+        ({"depth": 129}, r"model.vit.depth must lie between 1 and 128; got 129"),
+        ({"extent_mm": 0.0}, r"model.vit.extent_mm must lie between 1 and 100000, or be null; got 0.0"),
     ):
         with pytest.raises(ConfigError, match=message):
             ViTConfig(**values)
