@@ -77,7 +77,7 @@ def test_a_later_signal_interrupts_again(monkeypatch):
     assert (ended.value.code, saved) == (ExitCode.INTERRUPTED, [])
 
 
-def test_a_signal_that_is_ignored_stays_ignored(monkeypatch):
+def test_a_signal_that_is_ignored_stays_ignored():
     """As under nohup."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

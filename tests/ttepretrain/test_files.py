@@ -36,7 +36,8 @@ def test_a_file_follows_the_umask(tmp_path, umask, mask, wanted, expected):
 
 
 @pytest.mark.parametrize(("before", "after"), [(0o600, 0o600), (0o640, 0o640), (0o666, 0o644), (0o400, 0o600)])
-def test_a_replaced_file_keeps_what_its_owner_closed(tmp_path, umask, before, after):
+@pytest.mark.usefixtures("umask")
+def test_a_replaced_file_keeps_what_its_owner_closed(tmp_path, before, after):
     (tmp_path / "a").write_text("old")
     (tmp_path / "a").chmod(before)
     write_json(tmp_path / "a", {})

@@ -78,11 +78,9 @@ def written_alone(option: str, path: Path, is_ours: Callable[[Path], bool]) -> I
 
 @contextmanager
 def _locked(option: str, target: Path) -> Iterator[None]:
-    lock = file_lock(target)
-    try:
-        lock.__enter__()
-    except OSError as error:
-        raise ConfigError(f"{option}: the folder {target.parent} cannot be written: {error.strerror}") from None
     with ExitStack() as stack:
-        stack.push(lock)
+        try:
+            stack.enter_context(file_lock(target))
+        except OSError as error:
+            raise ConfigError(f"{option}: the folder {target.parent} cannot be written: {error.strerror}") from None
         yield

@@ -65,7 +65,7 @@ class ResultFile:
             self._open()
 
     def _open(self) -> None:
-        with parquet.ParquetFile(self._path) as file:
+        with _opened(self._path) as file:
             schema, num_rows = file.schema_arrow, file.metadata.num_rows
         said = schema.metadata or {}
         if schema.names != self._schema.names:
@@ -114,7 +114,11 @@ class ResultFile:
         start = time.monotonic()
         metadata = self._made_by | {SCANS: json.dumps(self._stamps).encode()}
         schema = self._schema.with_metadata(metadata)
-        with replacing(self._path) as part, parquet.ParquetWriter(part, schema, compression="zstd") as writer:
+        with (
+            replacing(self._path) as part,
+            part.open("wb") as file,
+            parquet.ParquetWriter(file, schema, compression="zstd") as writer,
+        ):
             for table in self._groups():
                 writer.write_table(table.cast(schema), row_group_size=len(table))
         self._pending, self._replaced = [], set()
@@ -140,7 +144,7 @@ class ResultFile:
         new = [key for table in self._pending for key in table["key"].to_pylist()[:: self._per_scan]]
         dropped = pa.array([*self._replaced, *new], pa.string())
         if self._path.exists():
-            with parquet.ParquetFile(self._path) as file:
+            with _opened(self._path) as file:
                 for group in range(file.num_row_groups):
                     table = file.read_row_group(group).replace_schema_metadata()
                     stays = pa.compute.invert(pa.compute.is_in(table["key"], value_set=dropped))
@@ -175,9 +179,17 @@ def result_file(
             _write_quarantine(target, results.keys | results.refused.keys(), results.refused)
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[parquet.ParquetFile]:
+    """pyarrow itself opens no file whose name is not UTF-8."""
+    with path.open("rb") as file:
+        yield parquet.ParquetFile(file)
+
+
 def _is_result(path: Path) -> bool:
     try:
-        return {FINGERPRINT, SETTINGS, SCANS} <= (parquet.read_schema(path).metadata or {}).keys()
+        with _opened(path) as file:
+            return {FINGERPRINT, SETTINGS, SCANS} <= (file.schema_arrow.metadata or {}).keys()
     except pa.ArrowException:
         raise ConfigError(f"--output {path} exists and is not a parquet file; name another") from None
 
@@ -232,7 +244,8 @@ def _read_quarantine(path: Path) -> list[dict[str, str]]:
         return []
     if path.is_file():
         try:
-            table = parquet.read_table(path)
+            with _opened(path) as file:
+                table = file.read()
         except (pa.ArrowException, OSError):
             table = None
         if table is not None and table.schema.equals(QUARANTINE):
@@ -253,5 +266,5 @@ def _write_quarantine(output: Path, tried: set[str], refused: Mapping[str, BadSt
         records = [record for record in earlier if record["key"] not in tried]
         records += [{"key": key, "code": str(error.code), "detail": error.detail} for key, error in refused.items()]
         if records != earlier:
-            with replacing(path) as part:
-                parquet.write_table(pa.Table.from_pylist(records, QUARANTINE), part)
+            with replacing(path) as part, part.open("wb") as file:
+                parquet.write_table(pa.Table.from_pylist(records, QUARANTINE), file)

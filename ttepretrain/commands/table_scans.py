@@ -32,7 +32,8 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, str]]:
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with path.open("rb") as opened:
+            file = pyarrow.parquet.ParquetFile(opened)
             names = file.schema_arrow.names
             _check_columns(path, names)
             table = file.read(columns=list(COLUMNS))

@@ -1,4 +1,4 @@
-"""`embed` and `risk` stopped at any moment: what is done is kept, and run again they end with the bytes of a whole run."""
+"""`embed` and `risk` stopped at any moment keep what is done; run again, they end with the bytes of a whole run."""
 
 import gzip
 import os
