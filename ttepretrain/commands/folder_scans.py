@@ -6,10 +6,10 @@ that it is refused with its reason.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections import Counter, deque
-from collections.abc import Sequence
 from pathlib import Path
 
 from ttepretrain.volume.other_formats import NAMES, UNPACK
@@ -34,6 +34,7 @@ LOST = {
 }
 HARMLESS = ("hidden file or folder", "document", "DICOMDIR", "link to a folder that is read already")
 
+NOWHERE = (errno.ENOENT, errno.ELOOP, errno.ENOTDIR)  # of a link
 Place = tuple[int, int]  # device and inode of a folder
 
 
@@ -97,11 +98,15 @@ class FolderScans:
                 passed[kind] += 1
             else:
                 (nifti if is_nifti(file) else unknown).append(file)
-        is_dicom = not within_dicom and _holds_dicom(unknown, leaf=not (inner or links or nifti))
-        if is_dicom:
-            self.paths.append(folder)
-        elif not within_dicom:
-            passed.update(_strange(file) for file in unknown)
+        is_dicom = False
+        if not within_dicom and unknown:
+            answers = {_is_dicom(file) for file in unknown}
+            leaf = not (inner or links or nifti)  # any unknown file counts: a damaged scan is refused, not overlooked
+            is_dicom = True in answers or leaf
+            if is_dicom or None in answers:  # a closed file gets its folder refused, but what is below is still read
+                self.paths.append(folder)
+            else:
+                passed.update(_strange(file) for file in unknown)
         self.paths += nifti
         if not within_dicom:
             self.passed_over += passed
@@ -128,21 +133,15 @@ def _aside(file: Path) -> str | None:
     return "document" if name.endswith(DOCUMENTS) else None
 
 
-def _holds_dicom(unknown: Sequence[Path], leaf: bool) -> bool:
-    """In a folder without subfolders any unknown file counts: a damaged scan is refused, not overlooked."""
-    return bool(unknown) if leaf else any(_is_dicom(file) for file in unknown)
-
-
-def _is_dicom(path: Path) -> bool:
+def _is_dicom(path: Path) -> bool | None:
+    """By its content; None for a file that cannot be read."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would block
             return False
         with path.open("rb") as file:
             return file.read(132)[128:] == b"DICM"
-    except FileNotFoundError:  # a link that leads nowhere
-        return False
-    except OSError:  # a file that cannot be read is refused, not overlooked
-        return True
+    except OSError as error:
+        return False if error.errno in NOWHERE else None
 
 
 def _strange(file: Path) -> str:
