@@ -1,4 +1,4 @@
-"""How much of an input may be lost to one cause: a run warns beyond a twentieth, and stops beyond a limit of its own."""
+"""How much of an input may be lost to one cause: a run warns beyond a twentieth and stops beyond a limit of its own."""
 
 from __future__ import annotations
 

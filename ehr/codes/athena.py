@@ -99,13 +99,15 @@ def pruned_vocabulary(
 
 
 def _concepts(vocabularies: list[Tables]) -> Iterator[pl.DataFrame]:
-    """concept, code, description, standard, invalid of the concept tables, batch by batch."""
+    """concept, code, description, standard, invalid of the concept tables, in batches; ConfigError without a row."""
     columns = (
         "concept_id", "vocabulary_id", "concept_code", "concept_name", "standard_concept", "invalid_reason"
     )  # fmt: skip
+    rows = 0
     for tables in vocabularies:
         for name in tables.files.get("concept", ()):
             for frame, _ in batches(tables.folder, name, columns, columns[:3]):
+                rows += len(frame)
                 text = frame.select(pl.col(column).cast(pl.String) for column in columns[1:])
                 yield text.select(
                     whole_numbers(frame["concept_id"], f"{name}: concept_id").alias("concept"),
@@ -114,6 +116,8 @@ def _concepts(vocabularies: list[Tables]) -> Iterator[pl.DataFrame]:
                     standard=_flag("standard_concept", _STANDARD),
                     invalid=_flag("invalid_reason", _INVALID),
                 ).filter(pl.col("concept") != 0)
+    if not rows:
+        raise ConfigError("table CONCEPT has column names and no rows; export it again")
 
 
 def _flag(column: str, values: tuple[str, ...]) -> pl.Expr:

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 import polars as pl
 
+from ehr.schema import SEX
+
 LEAST_END = 5  # characters of a code's last part that can stand for the whole; shorter ones are in many vocabularies
 
 
@@ -41,6 +43,7 @@ def spelling_counts(data: pl.Series, named: pl.Series) -> dict:
     named: those of the vocabulary's codes that equal a code of the data, at least when folded.
     """
     data, named = data.cast(pl.String).unique(), named.cast(pl.String).unique()
+    data = data.filter(~data.str.contains(SEX))  # MEDS writes GENDER//M, whatever the vocabulary does
     strange = data.filter(~data.is_in(named.implode())).to_frame("data").with_columns(folded=folded(pl.col("data")))
     there = named.to_frame("named").with_columns(folded=folded(pl.col("named"))).filter(pl.col("folded") != "")
     pairs = strange.join(there, on="folded").sort("data", "named").unique("data", keep="first", maintain_order=True)

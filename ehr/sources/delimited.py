@@ -30,10 +30,11 @@ _MOST_NAMES = 40  # of columns, in a message
 
 
 class Header(NamedTuple):
-    names: list[str]  # none: a file of no bytes
+    names: list[str]  # none: a file of no bytes, or of blank lines
     delimiter: str
     quoted: bool  # the names are
-    num_bytes: int  # of the line, its end and a byte order mark included
+    num_bytes: int  # up to the end of the line, with its end, a byte order mark and blank lines before it
+    line: int  # number of the next line
 
 
 def listed(names: Sequence[str]) -> str:
@@ -55,19 +56,22 @@ def refuse_twins(names: Sequence[str], where: str) -> None:
 
 
 def read_header(path: Path, where: str) -> Header:
-    """The first line. ConfigError for what is no delimited text, IntegrityError for a stream that is cut short."""
+    """The first line that is not blank. ConfigError for what is no delimited text, IntegrityError for a stream that is
+    cut short.
+    """
     start = _decompressed(path, _HEADER_BYTES, where)
     if problem := _no_text(start, path.name):
         raise ConfigError(f"{where} {problem}")
     bom = len(_BOM) if start.startswith(_BOM) else 0
-    end = re.search(rb"\r\n|\n|\r", start)
-    line = start[bom : end.start() if end else len(start)]
-    text = _text(line, f"{where}, line 1")
+    begin = len(start) - len(start[bom:].lstrip(b"\r\n"))
+    end = re.compile(rb"\r\n|\n|\r").search(start, begin)
+    line = 1 + _line_ends(start, begin)
+    text = _text(start[begin : end.start() if end else len(start)], where, line)
     unquoted = re.sub(r'"(?:[^"]|"")*"', "", text)
     delimiter = max(",\t;|", key=unquoted.count)
     names = next(csv.reader([text], delimiter=delimiter), [])
     quoted = bool(names) and all(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in text.split(delimiter) if cell)
-    return Header(names, delimiter, quoted, end.end() if end else len(start))
+    return Header(names, delimiter, quoted, end.end() if end else len(start), line + 1)
 
 
 def read_delimited(
@@ -110,7 +114,7 @@ def read_delimited(
 
 def _blocks(path: Path, where: str, header: Header, literal_first: bool) -> Iterator[tuple[bytes, int]]:
     """Whole records below the header in which every mark quotes, and the line of the first one."""
-    rest, line, literal = b"", 2, 0
+    rest, line, literal = b"", header.line, 0
     with _opened(path) as stream:
         _read(stream, header.num_bytes, where)
         while True:
@@ -185,17 +189,17 @@ def _explained(block: bytes, line: int, where: str, header: Header, error: Excep
     )
     if wrong:
         return _refused(wrong, cells, line + _line_ends(block, used), where, header, block[used : used + 4096])
-    with suppress(ConfigError):
-        _text(block, where)
+    with suppress(UnicodeDecodeError):
+        block.decode()
         return ConfigError(f"{where}: cannot be read as delimited text ({type(error).__name__})")
     return _not_utf8(block, line, where)
 
 
-def _text(text: bytes, place: str) -> str:
+def _text(text: bytes, where: str, line: int) -> str:
     try:
-        return text.removeprefix(_BOM).decode()
+        return text.decode()
     except UnicodeDecodeError:
-        raise _not_utf8(text, 1, place.removesuffix(", line 1")) from None
+        raise _not_utf8(text, line, where) from None
 
 
 def _not_utf8(text: bytes, line: int, where: str) -> ConfigError:

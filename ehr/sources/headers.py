@@ -42,7 +42,6 @@ def check_headers(ehr: Path, ontology: Path | None) -> None:
 
 def _check(tables: Tables, name: str, columns: tuple[str, ...], required: tuple[str, ...], key: str) -> None:
     files = tables.files.get(name, ())
-    for file in files:
-        check_header(tables.folder, file, columns, required)
-    if name in ("person", "concept") and files and not any((tables.folder / file).stat().st_size for file in files):
-        raise ConfigError(f"{key}: table {name} is empty: {', '.join(files[:3])} has no bytes")
+    names = [check_header(tables.folder, file, columns, required) for file in files]
+    if name in ("person", "concept") and files and not any(names):
+        raise ConfigError(f"{key}: table {name} is empty: {', '.join(files[:3])} has no column names; export it again")

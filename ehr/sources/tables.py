@@ -225,7 +225,7 @@ def batches(
     if _extension(path) == _PARQUET:
         all_names, frames = _open_parquet(path, where, columns)
     else:
-        all_names = _csv_names(path, where)
+        all_names = read_header(path, where).names
         frames = read_delimited(path, where, columns, _NULLS, literal_first=True)
     _check_names(all_names, where, columns, required)
     for frame in frames:
@@ -235,24 +235,21 @@ def batches(
         yield rows, len(chosen) - len(rows)
 
 
-def check_header(folder: Path, name: str, columns: tuple[str, ...], required: tuple[str, ...] = ()) -> None:
-    """What `batches` says of a file's first bytes, without reading on."""
+def check_header(folder: Path, name: str, columns: tuple[str, ...], required: tuple[str, ...] = ()) -> list[str]:
+    """The names of the columns; raises what `batches` raises of a file's first bytes, without reading on."""
     path, where = folder / name, str(folder / name)
     if _extension(path) == _PARQUET:
         names, _ = _open_parquet(path, where, columns)
     else:
-        names = _csv_names(path, where)
+        names = read_header(path, where).names
     _check_names(names, where, columns, required)
+    return names
 
 
 def _check_names(names: list[str], where: str, columns: tuple[str, ...], required: tuple[str, ...]) -> None:
     refuse_twins([name for name in names if name.lower() in columns], where)
     if names and (missing := [name for name in required if name not in {name.lower() for name in names}]):
         raise ConfigError(f"{where}: no column {', '.join(missing)}; it has {listed(names)}")
-
-
-def _csv_names(path: Path, where: str) -> list[str]:
-    return read_header(path, where).names
 
 
 def _without_headers(frame: pl.DataFrame) -> pl.DataFrame:

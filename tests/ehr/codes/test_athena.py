@@ -173,6 +173,14 @@ def test_the_first_of_two_vocabularies_names_a_concept(tmp_path):
         concept_codes([], pl.Series([1]))
 
 
+def test_a_concept_table_without_a_row_is_told_of(tmp_path):
+    (tmp_path / "CONCEPT.csv").write_text("concept_id\tvocabulary_id\tconcept_code\n")
+    tables = [find_tables(tmp_path)]
+    for read, dtype in ((concept_codes, pl.Int64), (pruned_vocabulary, pl.String)):
+        with pytest.raises(ConfigError, match="CONCEPT has column names and no rows"):
+            read(tables, pl.Series("code", [], dtype))
+
+
 def test_the_closed_small_vocabulary_equals_a_plain_walk(fixtures, meds):
     """omock's 3,361 concepts (comma-separated, NA for null, dates as dd/mm/yyyy), level by level from every one."""
     folder = fixtures / "onto_omop_small" / "omock_default"

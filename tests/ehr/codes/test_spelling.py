@@ -48,3 +48,9 @@ def test_codes_known_and_spelled_otherwise_are_counted_and_local_ones_are_neithe
 def test_an_ontology_names_codes_without_a_description_too():
     rows = [("a", None, ["b"]), ("c", "text", None)]
     assert sorted(from_metadata(pl.DataFrame(rows, schema=METADATA, orient="row")).named) == ["a", "c"]
+
+
+def test_the_codes_of_sex_are_no_spelling_of_a_vocabulary():
+    """OMOP's vocabulary has Gender/M; MEDS, and our conversion, write GENDER//M."""
+    found = spelling_counts(pl.Series(["GENDER//M", "A/1"]), pl.Series(["Gender/M", "A/1"]))
+    assert (found["codes_of_the_data"], found["known"], found["spelled_otherwise"]) == (1, 1, 0)

@@ -18,9 +18,14 @@ from ttepretrain.errors import ConfigError, IntegrityError
 HEADER = "a,b,c\n"
 
 
-def read(folder, text, name="t.csv", **options):
+def written(folder, text, name="t.csv"):
     (folder / name).write_bytes(text.encode() if isinstance(text, str) else text)
-    return [row for frame in read_delimited(folder / name, name, None, [""], **options) for row in frame.rows()]
+    return folder / name
+
+
+def read(folder, text, name="t.csv", **options):
+    path = written(folder, text, name)
+    return [row for frame in read_delimited(path, name, None, [""], **options) for row in frame.rows()]
 
 
 @pytest.mark.parametrize(
@@ -176,6 +181,15 @@ def test_a_cell_of_another_encoding_does_not_matter_where_it_is_not_read(tmp_pat
     assert frame.equals(pl.DataFrame({"a": ["1"]}))
 
 
-def test_a_file_of_no_bytes_has_no_columns(tmp_path):
-    assert read(tmp_path, "") == []
-    assert read_header(tmp_path / "t.csv", "t.csv").names == []
+@pytest.mark.parametrize("text", ["", "\n", "\r\n\r\n", "\ufeff\n"])
+def test_a_file_of_nothing_has_no_columns(tmp_path, text):
+    assert read_header(written(tmp_path, text), "t.csv").names == []
+
+
+@pytest.mark.parametrize("blank", ["\n", "\r\n\r\n", "\r", "\ufeff\n"])
+def test_blank_lines_may_stand_before_the_header_and_count(tmp_path, blank):
+    end = "\r" if blank == "\r" else "\n"
+    lines = [HEADER.strip(), "1,2,3", '"4",5,6']
+    assert read(tmp_path, blank + end.join(lines)) == [("1", "2", "3"), ("4", "5", "6")]
+    with pytest.raises(ConfigError, match=rf"line {4 + blank.count(chr(10))}: 2 cells" if end == "\n" else "line 5: 2"):
+        read(tmp_path, blank + end.join([*lines, "7,8"]))

@@ -192,7 +192,8 @@ def test_sound_headers_pass_and_a_meds_data_set_too(tmp_path):
     ("name", "content", "message"),
     [
         ("concept.csv", None, r"no concept table; put CONCEPT beside .*not read.*: concept_old\.csv"),
-        ("concept.csv", b"", "input.ehr: table concept is empty: concept.csv has no bytes"),
+        ("concept.csv", b"", "input.ehr: table concept is empty: concept.csv has no column names"),
+        ("concept.csv", b"\r\n\n", "input.ehr: table concept is empty: concept.csv has no column names"),
         ("concept.csv", b"concept_id,concept_code\n", r"concept\.csv: no column vocabulary_id; it has concept_id, c"),
         ("death.csv", b"person_id,date\n", r"death\.csv: no column death_date; it has person_id, date"),
         ("death.parquet", b"person_id,date\n", r"death\.parquet is not parquet; if it is text, name it"),
