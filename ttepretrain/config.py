@@ -89,7 +89,7 @@ def check_types(instance: Any, section: str = "", but: Sequence[str] = ()) -> No
     but: fields that the caller checks.
     Whoever builds the dataclass: a file of somebody else's is read as strictly as a configuration.
     """
-    for name, hint in _type_hints(type(instance)).items():
+    for name, hint in _type_hints(type(instance)).items():  # type: ignore[arg-type]  # mypy: a type is not hashable
         value = getattr(instance, name)
         if name not in but and not is_of(value, hint):
             require(False, f"{section}.{name}" if section else name, value, f"must be {_in_words(hint)}")

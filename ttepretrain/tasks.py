@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -151,10 +152,11 @@ class TaskSet:
         """Raises ConfigError naming the key and the value for a document that is no task set."""
         fields = [field.name for field in dataclasses.fields(cls)]
         required = ["schema_version", *(name for name in fields if name != "min_patients")]
-        version = document.get("schema_version") if isinstance(document, dict) else None
-        if version is not None and (version != SCHEMA_VERSION or isinstance(version, bool)):
+        version: Any = document.get("schema_version") if isinstance(document, dict) else None
+        if is_of(version, int) and version != SCHEMA_VERSION:  # before its keys, which may be others
             raise ConfigError(f"schema_version {shown(version)}, this release reads {SCHEMA_VERSION}")
         values = require_keys("it", document, required, ("time_unit", "min_patients"))
+        require(is_of(version, int), "schema_version", version, f"must be {SCHEMA_VERSION}")
         require_choice("time_unit", values.get("time_unit", "day"), ("day",))
         edges = values["bin_edges_days"]
         require(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ttepretrain.plain_text import MOST, plain
+
 SUMMARY = "show what an export contains"
 DESCRIPTION = """\
 Show the encoder, the volume spec, the tasks and the provenance of an export.
@@ -28,7 +30,7 @@ def run(parsed: argparse.Namespace) -> None:
         "spacing D H W": " x ".join(f"{mm:g}" for mm in spec.spacing_mm) + " mm",
         "HU": f"{spec.hu_range[0]} to {spec.hu_range[1]}",
         "windows": ", ".join(f"centre {centre:g} width {width:g}" for centre, width in spec.windows),
-        "tasks": f"{tasks.num_tasks}; the first: {', '.join(tasks.codes[:3])}",
+        "tasks": f"{tasks.num_tasks}; the first: {', '.join((plain(code, MOST) for code in tasks.codes[:3]))}",
         "bin edges": ", ".join(f"{edge:g}" for edge in tasks.bin_edges_days) + " days",
         "at risk": f"after day {tasks.blackout_days:g}, recurrence {tasks.recurrence}",
         "fitted on": f"{tasks.fitted_on.get('count')} train subjects",
@@ -36,7 +38,8 @@ def run(parsed: argparse.Namespace) -> None:
         **{f"version {key}": value for key, value in export.versions.items()},
         "fingerprint": export.fingerprint,
     }
-    width = max(map(len, lines))
-    print("\n".join(f"{key:{width}}  {value}" for key, value in lines.items()))
+    shown = {plain(key, 40): plain(value, 4 * MOST) for key, value in lines.items()}  # an export is somebody else's
+    width = max(map(len, shown))
+    print("\n".join(f"{key:{width}}  {value}" for key, value in shown.items()))
     if export.synthetic:
         print("Trained on synthetic data: the weights know nothing about patients.")

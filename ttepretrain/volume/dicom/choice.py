@@ -37,11 +37,11 @@ class SeriesConfig:
     def __post_init__(self) -> None:
         check_types(self, "volume.series")
         require_choice("volume.series.phase", self.phase, PHASES)
-        for criterion in self.prefer:
-            require_choice("volume.series.prefer", criterion, CRITERIA)
         require(
             len(self.prefer) <= len(CRITERIA), "volume.series.prefer", self.prefer, "must name each criterion once",
         )  # fmt: skip
+        for criterion in self.prefer:
+            require_choice("volume.series.prefer", criterion, CRITERIA)
         require(
             bool(self.kernels) == ("kernel" in self.prefer),
             "volume.series.kernels", self.kernels, "belongs to `kernel` in volume.series.prefer; set both or none",
