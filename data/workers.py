@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -76,7 +78,8 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
             "_temp_dir": str(folder),
         }
         try:
-            ray.init(log_to_driver=False, configure_logging=False, **({} if cluster else local))
+            with _own_sigterm():
+                ray.init(log_to_driver=False, configure_logging=False, **({} if cluster else local))
         except Exception as error:
             if SLOW_START not in str(error):
                 raise
@@ -182,6 +185,17 @@ def _session_folder() -> Iterator[Path]:
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Ray ends the driver at once on SIGTERM; the command's own handler stays, which lets the block below clean up."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
