@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import polars as pl
 
+from ehr.sources.zones import local_times, shown
 from ttepretrain.errors import ConfigError
 
 # From here on a float stands for several whole numbers.
@@ -99,36 +100,36 @@ def _not_ids(cells: pl.Series) -> str:
     return ", ".join(f"{kind}: {which.sum()}" for kind, which in kinds.items() if which.any()) + "; write int64"
 
 
-def moment_cells(column: pl.Series, where: str, timezone: str | None) -> Moments:
+def moment_cells(column: pl.Series, where: str, timezone: str | None, dates: bool = False) -> Moments:
     """Times of dates, timestamps (finer ones are cut to microseconds) or ISO text.
 
-    Timestamps of a zone become local, and so does text with an offset or UTC. ConfigError where timestamps need
-    `timezone` for that, and for a type that holds no times.
+    Timestamps of a zone become local, and so does text with an offset or UTC; not the midnights of a column of `dates`.
+    ConfigError where timestamps need `timezone` for that, and for a type that holds no times.
     """
     column = _plain(column)
     dtype, no = column.dtype, pl.repeat(False, len(column), eager=True)
     if dtype == pl.String:
-        return _from_text(column, timezone)
+        return _from_text(column, timezone, dates)
     if isinstance(dtype, pl.Datetime):
         if dtype.time_zone is not None:
             if timezone is None:
                 raise ConfigError(f"{where} has zone {dtype.time_zone}; {NO_LOCAL_ZONE}")
-            column = column.dt.convert_time_zone(timezone).dt.replace_time_zone(None)
+            column = local_times(column, timezone, dates)
         return Moments(column.dt.cast_time_unit("us"), no, no, no)
     if dtype not in (pl.Date, pl.Null):
         raise ConfigError(f"{where} is {dtype}; {NO_TIMES}")
     return Moments(column.cast(pl.Datetime("us")), pl.repeat(dtype == pl.Date, len(column), eager=True), no, no)
 
 
-def moments(column: pl.Series, where: str, timezone: str | None) -> Moments:
+def moments(column: pl.Series, where: str, timezone: str | None, dates: bool = False) -> Moments:
     """As `moment_cells`; ConfigError for text with a zone that it cannot be converted from."""
-    found = moment_cells(column, where, timezone)
+    found = moment_cells(column, where, timezone, dates)
     if found.zoned.any():
         raise ConfigError(f"{where} {ZONED_TEXT if timezone is None else NAMED_ZONE}")
     return found
 
 
-def _from_text(column: pl.Series, timezone: str | None) -> Moments:
+def _from_text(column: pl.Series, timezone: str | None, dates: bool) -> Moments:
     read = _without_zone(column)
     if not read.zoned.any() or timezone is None:
         return read
@@ -141,7 +142,7 @@ def _from_text(column: pl.Series, timezone: str | None) -> Moments:
     ahead = ahead.zip_with(~offset.str.starts_with("-").fill_null(False), -ahead)
     utc = (local.time - (ahead * 60_000_000).cast(pl.Duration("us"))).dt.replace_time_zone("UTC")
     known = utc.is_not_null() & ~local.bare
-    time = read.time.zip_with(~known, utc.dt.convert_time_zone(timezone).dt.replace_time_zone(None))
+    time = read.time.zip_with(~known, shown(utc, [local.time], timezone, dates))
     return Moments(time, read.bare, read.unreadable & ~known, read.zoned & offset.is_null())
 
 

@@ -21,6 +21,7 @@ import pyarrow.parquet as parquet
 from ehr.schema import BIRTH, DEATH, EVENTS, METADATA, QUALIFIED
 from ehr.sources import sentinels
 from ehr.sources.meds_files import CODES_FILE, UNREADABLE, check_codes, check_schema, event_files, unreadable
+from ehr.sources.zones import local_times
 from ehr.timeline import NEVER
 from ttepretrain.errors import BadDataError, ConfigError
 
@@ -129,11 +130,7 @@ class MedsSource:
             time = time.cast(pl.Datetime("us"))
         elif time.dtype.time_zone is not None:
             assert self.timezone is not None  # check_schema refuses the file otherwise
-            stored = time.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
-            local = time.dt.convert_time_zone(self.timezone).dt.replace_time_zone(None)
-            # the epoch is a placeholder in whatever zone it is read
-            stand_in = stored.dt.cast_time_unit("us").to_physical().is_in(sentinels.DAYS).fill_null(False)
-            time = local.zip_with(~stand_in, stored)
+            time = local_times(time, self.timezone)
         return time.dt.cast_time_unit("us").to_physical().clip(upper_bound=NEVER - 1).fill_null(NEVER).to_numpy()
 
 

@@ -84,7 +84,8 @@ class Times(NamedTuple):
 def _times(frame: pl.DataFrame, table: Table, stem: str, clock: Clock) -> Times:
     """The datetime, or else the date. Where both are usable and lie more than a day apart, the date."""
     exact, day = (
-        moments(frame[f"{stem}_{kind}"], f"{table.name}.{stem}_{kind}", clock.timezone) for kind in ("datetime", "date")
+        moments(frame[f"{stem}_{kind}"], f"{table.name}.{stem}_{kind}", clock.timezone, kind == "date")
+        for kind in ("datetime", "date")
     )
     odd = is_sentinel(exact.time), is_sentinel(day.time)
     at, on = exact.time.set(odd[0], None), day.time.set(odd[1], None)
@@ -195,7 +196,7 @@ def _persons(frame: pl.DataFrame, table: Table, clock: Clock) -> tuple[pl.DataFr
 
 def _births(frame: pl.DataFrame, table: Table, subject: pl.Series, clock: Clock) -> tuple[pl.DataFrame, dict]:
     """subject_id, time: birth_datetime, or else year, month and day; the middle of what is unknown."""
-    born = moments(frame["birth_datetime"], "person.birth_datetime", clock.timezone)
+    born = moments(frame["birth_datetime"], "person.birth_datetime", clock.timezone, dates=True)
     parts = pl.DataFrame([table.whole(frame, f"{part}_of_birth") for part in ("year", "month", "day")])
     month = pl.col("month_of_birth")
     day = pl.coalesce("day_of_birth", pl.when(month.is_null()).then(1).otherwise(15))
