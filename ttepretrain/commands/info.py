@@ -30,7 +30,7 @@ def run(parsed: argparse.Namespace) -> None:
         "spacing D H W": " x ".join(f"{mm:g}" for mm in spec.spacing_mm) + " mm",
         "HU": f"{spec.hu_range[0]} to {spec.hu_range[1]}",
         "windows": ", ".join(f"centre {centre:g} width {width:g}" for centre, width in spec.windows),
-        "tasks": f"{tasks.num_tasks}; the first: {', '.join((plain(code, MOST) for code in tasks.codes[:3]))}",
+        "tasks": f"{tasks.num_tasks}; the first: {', '.join(plain(code, MOST) for code in tasks.codes[:3])}",
         "bin edges": ", ".join(f"{edge:g}" for edge in tasks.bin_edges_days) + " days",
         "at risk": f"after day {tasks.blackout_days:g}, recurrence {tasks.recurrence}",
         "fitted on": f"{tasks.fitted_on.get('count')} train subjects",

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 from ttepretrain.config import is_of, require, require_choice
 from ttepretrain.documents import open_regular, parse_json, read_regular, require_keys, require_shallow
 from ttepretrain.errors import ConfigError, ExportError
-from ttepretrain.export.header import MOST_BYTES, Stored, read_header
-from ttepretrain.models.config import ModelConfig
+from ttepretrain.export.header import Stored, read_header
+from ttepretrain.models.config import MOST_WEIGHT_BYTES, ModelConfig
 from ttepretrain.plain_text import shown
 from ttepretrain.tasks import MOST_BYTES as MOST_TASK_BYTES
 from ttepretrain.tasks import TaskSet
@@ -84,7 +84,7 @@ def read_export(folder: Path) -> Export:
         except ConfigError as error:
             raise ExportError(f"{path} cannot be read: {error}") from None
         _check_head(config, tasks, tensors)
-        with open_regular(path, MOST_BYTES) as file:
+        with open_regular(path, MOST_WEIGHT_BYTES) as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != expected["model.safetensors"]:
                 raise ExportError(_other_bytes(path))
     return Export(

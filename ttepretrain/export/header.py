@@ -14,9 +14,9 @@ from pathlib import Path
 from ttepretrain.config import is_of
 from ttepretrain.documents import open_regular, parse_json, require_keys
 from ttepretrain.errors import ConfigError
+from ttepretrain.models.config import MOST_WEIGHT_BYTES
 from ttepretrain.plain_text import plain, shown
 
-MOST_BYTES = 16 << 30  # of a weight file: four thousand million weights in fp32
 MOST_HEADER_BYTES = 8 << 20  # ResNet-152's takes 80 KiB
 MOST_TENSORS = 20_000
 ITEM_BYTES = {
@@ -38,7 +38,7 @@ class Stored:
 
 def read_header(path: Path) -> dict[str, Stored]:
     """Tensors by name. Raises ConfigError unless they fill the file without a gap or an overlap."""
-    with open_regular(path, MOST_BYTES) as file:
+    with open_regular(path, MOST_WEIGHT_BYTES) as file:
         size = os.fstat(file.fileno()).st_size
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
@@ -68,7 +68,7 @@ def _stored(name: str, entry: object) -> tuple[Stored, tuple[int, int]]:
     dtype, shape, offsets = values["dtype"], values["shape"], values["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise ConfigError(f"{which} has the unknown dtype {shown(dtype)}")
-    if not is_of(shape, list[int]) or len(shape) > 8 or any(not 0 <= n <= MOST_BYTES for n in shape):
+    if not is_of(shape, list[int]) or len(shape) > 8 or any(not 0 <= n <= MOST_WEIGHT_BYTES for n in shape):
         raise ConfigError(f"{which} has the impossible shape {shown(shape)}")
     if not is_of(offsets, list[int]) or len(offsets) != 2:
         raise ConfigError(f"{which} has the impossible data_offsets {shown(offsets)}")

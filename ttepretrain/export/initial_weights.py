@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from torch import Tensor
 
+from ttepretrain.documents import open_regular
 from ttepretrain.errors import ConfigError
 from ttepretrain.export.folder import ENCODER, read_export, read_weights
-from ttepretrain.files import sha256_of
 from ttepretrain.log import log
-from ttepretrain.models.config import ModelConfig
+from ttepretrain.models.config import MOST_WEIGHT_BYTES, ModelConfig
 from ttepretrain.models.initial import read_weight_file
 
 
@@ -30,7 +31,10 @@ def initial_digest(config: ModelConfig) -> str | None:
         return None
     path = Path(config.init) / "manifest.json" if config.init_kind == "export" else _file_of(config)
     try:
-        return sha256_of(path)
+        with open_regular(path, MOST_WEIGHT_BYTES) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except ConfigError as error:
+        raise ConfigError(f"model.init: {error}") from None
     except OSError as error:
         raise ConfigError(f"model.init cannot be read: {error.strerror}") from None
 

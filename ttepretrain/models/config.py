@@ -14,6 +14,7 @@ CONVOLUTIONAL = ("densenet121", "resnet18", "resnet50", "resnet152", "i3resnet15
 TRANSFORMERS = ("swin_unetr", "vit_liere")  # always LayerNorm; model.norm has no effect
 ENCODERS = CONVOLUTIONAL + TRANSFORMERS
 NORMS = ("group", "group_ws", "batch")
+MOST_WEIGHT_BYTES = 16 << 30  # of a weight file: four thousand million weights in fp32
 LARGEST_HEAD = 16_384  # rank
 # Of vit_liere. Its largest tensors are the rotations of one layer: tokens x width x block.
 MOST_TOKENS = 1 << 16

@@ -5,22 +5,25 @@ A layout maps the file's names to ours and names the parts that the encoder does
 
 from __future__ import annotations
 
-import pickle
+import os
 import re
+import zipfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ttepretrain.documents import open_regular
 from ttepretrain.errors import ConfigError, IntegrityError
 from ttepretrain.log import log
-from ttepretrain.models.config import ModelConfig
+from ttepretrain.models.config import MOST_WEIGHT_BYTES, ModelConfig
 from ttepretrain.models.weights import load_strict
+from ttepretrain.plain_text import plain
 
 PICKLED = (".pt", ".pth", ".ckpt", ".bin", ".tar")
 COUNTER = "num_batches_tracked"  # of BatchNorm: files of before 2018 lack it, and frozen statistics do not read it
@@ -92,13 +95,21 @@ def read_weight_file(path: Path) -> dict[str, Tensor]:
     if path.suffix not in (".safetensors", *PICKLED):
         raise ConfigError(f"model.init: a weight file ends in .safetensors, {', '.join(PICKLED)}")
     try:
-        if path.suffix == ".safetensors":
-            state: object = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        with open_regular(path, MOST_WEIGHT_BYTES) as file:
+            if zipfile.is_zipfile(file):
+                _refuse_inflated(file)
+        state: object = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
     except OSError as error:
         raise ConfigError(f"model.init: the weight file cannot be read: {error.strerror or 'no such file'}") from None
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError):
+    except ConfigError as error:
+        raise ConfigError(f"model.init: {error}") from None
+    except IntegrityError:
+        raise
+    except Exception:  # a hostile pickle makes torch raise anything
         raise IntegrityError(
             "model.init: the weight file is damaged, or holds more than tensors and numbers; "
             "write its state dict as .safetensors"
@@ -107,10 +118,28 @@ def read_weight_file(path: Path) -> dict[str, Tensor]:
     tensors = {name: tensor for name, tensor in named.items() if isinstance(tensor, Tensor)}
     if not tensors:
         raise IntegrityError("model.init: the weight file holds no state dict")
+    _refuse_unstored(tensors)
     prefix = "module."
     if all(name.startswith(prefix) for name in tensors):
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors
+
+
+def _refuse_inflated(file: BufferedReader) -> None:
+    """torch stores its tensors as they are: an archive that holds more than its own size is a bomb."""
+    size = os.fstat(file.fileno()).st_size
+    with zipfile.ZipFile(file) as archive:
+        content = sum(entry.file_size for entry in archive.infolist())
+    if content > size:
+        raise IntegrityError(f"model.init: the weight file has {size} bytes and holds {content}")
+
+
+def _refuse_unstored(tensors: dict[str, Tensor]) -> None:
+    """A dense tensor on the CPU lies in the file, value by value; any other could be of any size."""
+    for name, tensor in tensors.items():
+        dense = tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_nested
+        if not dense or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise IntegrityError(f"model.init: {plain(name, 200)} is no plain tensor, value by value in the file")
 
 
 def _renamed(state: dict[str, Tensor], layout: Layout) -> tuple[dict[str, Tensor], list[str]]:

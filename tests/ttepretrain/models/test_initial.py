@@ -1,8 +1,10 @@
 """Public weights: files in each layout, made here, and the networks they were published with, written out here."""
 
 import logging
+import os
 import pickle
 import re
+import zipfile
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from ttepretrain.errors import ConfigError, IntegrityError
+from ttepretrain.export.initial_weights import initial_digest
 from ttepretrain.models.config import ModelConfig
 from ttepretrain.models.encoder import build_encoder
 from ttepretrain.models.initial import inflate, read_weight_file, spread_over_windows
@@ -341,6 +344,56 @@ class TestRefusals:
                 load("swin_unetr", "swinvit", tmp_path / name, 1)
             assert str(tmp_path) not in str(caught.value)
         assert not Canary.sung
+
+    @pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
+    def test_what_is_no_regular_file_of_a_sensible_size_is_never_read(self, tmp_path, name):
+        """A pipe would block, /dev/zero never ends."""
+        path, far = tmp_path / name, tmp_path / "far"
+        config = ModelConfig("resnet18", norm="batch", init=f"inflate:{path}")
+        far.touch()
+        os.truncate(far, 1 << 40)
+        for make, message in (
+            (lambda: os.mkfifo(path), f"model.init: {name} is not a regular file"),
+            (lambda: path.symlink_to("/dev/zero"), f"model.init: {name} is not a regular file"),
+            (lambda: path.symlink_to(name), "cannot be read: Too many levels of symbolic links"),
+            (lambda: path.symlink_to(far), f"model.init: {name} has {1 << 40} bytes; at most"),
+        ):
+            make()
+            with pytest.raises(ConfigError, match=message):
+                read_weight_file(path)
+            with pytest.raises(ConfigError, match=message):
+                initial_digest(config)
+            path.unlink()
+
+    @pytest.mark.parametrize(
+        "tensor",
+        [
+            torch.zeros(1).half().expand(1 << 20, 1 << 20),
+            torch.sparse_coo_tensor(
+                torch.zeros(2, 1, dtype=torch.int64), torch.zeros(1), (1 << 40, 1 << 20), check_invariants=True
+            ),
+            torch.empty(1 << 20, 1 << 20, device="meta"),
+        ],
+        ids=["expanded", "sparse", "meta"],
+    )
+    def test_a_small_file_cannot_hold_a_tensor_of_terabytes(self, tmp_path, tensor):
+        torch.save({"conv1.weight": tensor}, tmp_path / "weights.pth")
+        with pytest.raises(IntegrityError, match=r"conv1.weight is no plain tensor|damaged, or holds more than"):
+            read_weight_file(tmp_path / "weights.pth")
+
+    def test_an_archive_that_inflates_is_refused_unread(self, tmp_path):
+        with zipfile.ZipFile(tmp_path / "weights.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("archive/data.pkl", b"\0" * (64 << 20))
+        with pytest.raises(IntegrityError, match=r"the weight file has \d+ bytes and holds 67108864"):
+            read_weight_file(tmp_path / "weights.pth")
+
+    @pytest.mark.parametrize(
+        "content", [b"", b"PK", b"\x80\x02.", b"\x80\x02K\x01.", b"\x80\x02}q\x00(X\xff\xff\xff\x7f", b"(" * 1000]
+    )
+    def test_a_pickle_that_is_none_is_a_declared_error(self, tmp_path, content):
+        (tmp_path / "weights.pth").write_bytes(content)
+        with pytest.raises(IntegrityError, match=r"model\.init: the weight file"):
+            read_weight_file(tmp_path / "weights.pth")
 
 
 class Canary:

@@ -48,10 +48,8 @@ class SeriesConfig:
         )  # fmt: skip
         require(
             0 <= self.min_slices <= 100_000,
-            "volume.series.min_slices",
-            self.min_slices,
-            "must not be negative, nor above 100000",
-        )
+            "volume.series.min_slices", self.min_slices, "must not be negative, nor above 100000",
+        )  # fmt: skip
         low, high = self.min_thickness_mm, self.max_thickness_mm
         require(
             (low is None or 0 < low <= 100) and (high is None or (low or 0) <= high <= 100),
