@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from ttepretrain.evaluation.table import TRAINED, Metric
+from ttepretrain.plain_text import plain
 from ttepretrain.training.config import STARTS
 
 WIDTH = 17
@@ -24,7 +25,7 @@ def print_table(rows: Sequence[Metric]) -> None:
     print("Harrell's C, held out [95 %]   " + "".join(title.rjust(WIDTH) for title in titles))
     for phenotype in phenotypes:
         texts = [_cell(cells.get((phenotype, *column))) for column in columns]
-        print(phenotype[:30].ljust(31) + "".join(text.rjust(WIDTH) for text in texts))
+        print(plain(phenotype)[:30].ljust(31) + "".join(text.rjust(WIDTH) for text in texts))
     for row in rows:
         if row.metric == "closed_gap":
             value = f"{interval_text(row)}  ({row.arm} - {row.baseline}) / (oracle - {row.baseline})"

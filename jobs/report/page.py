@@ -17,6 +17,7 @@ from jobs.report.tables import arm_label, count_html, facts, metric_table, minus
 from jobs.small_cells import Cell, hide_small
 from ttepretrain.evaluation.table import ORACLE, TRAINED, Metric
 from ttepretrain.files import write_atomic
+from ttepretrain.plain_text import plain
 from ttepretrain.splits import SPLITS
 from ttepretrain.tasks import TaskSet
 from ttepretrain.training.config import STARTS
@@ -161,8 +162,8 @@ def _tasks(path: Path, least: int) -> str:
     edges = ", ".join(f"{edge:.0f}" for edge in tasks.bin_edges_days[:-1])
     shown = [task for task in tasks.tasks if task.patients >= least][:TOP_TASKS]
     body = "".join(
-        f"<tr><td>{escape(task.code)}</td><td>{escape(task.description)}</td><td class=v>{task.patients:,}</td>"
-        f"<td class=v>{task.events:,}</td><td class=v>{100 * 365.25 * task.rate_per_day:.1f}</td></tr>"
+        f"<tr><td>{escape(plain(task.code))}</td><td>{escape(plain(task.description))}</td>"
+        f"<td class=v>{task.patients:,}</td><td class=v>{task.events:,}</td><td class=v>{100 * 365.25 * task.rate_per_day:.1f}</td></tr>"
         for task in shown
     )
     return (

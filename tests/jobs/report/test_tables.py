@@ -3,13 +3,15 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from jobs.report.console import short
-from jobs.report.page import flow_of
+from jobs.report.page import _tasks, flow_of
 from jobs.report.tables import COLOUR, events_html, metric_table, value_html
 from jobs.small_cells import Cell
 from ttepretrain.evaluation.table import DEMOGRAPHICS, ORACLE, Metric
+from ttepretrain.testing import random_task_set
 from ttepretrain.training.config import ARMS, STARTS
 
 
@@ -62,3 +64,12 @@ def test_short_numbers(value, text):
 def test_a_value_that_is_not_there_is_a_dash_with_its_reason():
     row = replace(metric(50, 20), value=math.nan, lo=math.nan, hi=math.nan, reason="no comparable pairs")
     assert "no comparable pairs" in value_html(row, 11)
+
+
+def test_texts_of_health_records_are_no_markup_and_turn_no_line(tmp_path):
+    tasks = random_task_set(np.random.default_rng(0), 2)
+    hostile = replace(tasks.tasks[0], code="A/<img src=x>", description="</td><script>alert(1)</script>\x1b[2J\u202e")
+    replace(tasks, tasks=(hostile, tasks.tasks[1])).save(tmp_path / "tasks.json")
+    page = _tasks(tmp_path / "tasks.json", 11)
+    assert "A/&lt;img src=x&gt;</td><td>&lt;/td&gt;&lt;script&gt;alert(1)&lt;/script&gt;\\x1b[2J\\u202e</td>" in page
+    assert "<script" not in page

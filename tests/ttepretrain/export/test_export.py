@@ -397,3 +397,29 @@ def test_open_vocabularies_are_spelt_as_task_codes_are():
     task = Task("LOINC/2160-0", "Creatinine", 0.1, -0.2, 50, 60, 1e-3)
     tasks = dataclasses.replace(random_task_set(np.random.default_rng(0), 1), tasks=(task,))
     assert export_module._publishable(tasks, False) == tasks
+
+
+def test_a_model_card_has_no_text_of_health_records(tmp_path):
+    """Only names we chose and numbers: nothing in it can be markup of somebody else's."""
+    tasks = random_task_set(np.random.default_rng(0), 5)
+    hostile = dataclasses.replace(tasks.tasks[0], code="A/<script>", description="[click](http://a) <script>\x1b[2J")
+    write_tiny_export(tmp_path / "export", tasks=dataclasses.replace(tasks, tasks=(hostile, *tasks.tasks[1:])))
+    card = (tmp_path / "export" / "README.md").read_text()
+    assert not {"script", "click", "A/<", "\x1b"} & set(re.findall(r"script|click|A/<|\x1b", card))
+    assert read_export(tmp_path / "export").tasks.tasks[0] == hostile
+
+
+def test_an_export_from_before_arms_features_and_thresholds_were_stored_loads_as_ever(written, copy):
+    """The first exports of schema version 1; what they lack has one meaning."""
+
+    def older(config):
+        for key in ("arm", "reference_features"):
+            del config[key]
+        for key in ("vit", "activation_checkpointing"):
+            del config["model"][key]
+
+    edit(copy, "config.json", older)
+    edit(copy, "tasks.json", lambda tasks: tasks.pop("min_patients"))
+    expected, found = load_model(written[0]).state_dict(), load_model(copy).state_dict()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert read_export(copy).tasks.min_patients is None
