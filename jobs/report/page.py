@@ -163,7 +163,8 @@ def _tasks(path: Path, least: int) -> str:
     shown = [task for task in tasks.tasks if task.patients >= least][:TOP_TASKS]
     body = "".join(
         f"<tr><td>{escape(plain(task.code))}</td><td>{escape(plain(task.description))}</td>"
-        f"<td class=v>{task.patients:,}</td><td class=v>{task.events:,}</td><td class=v>{100 * 365.25 * task.rate_per_day:.1f}</td></tr>"
+        f"<td class=v>{task.patients:,}</td><td class=v>{task.events:,}</td>"
+        f"<td class=v>{100 * 365.25 * task.rate_per_day:.1f}</td></tr>"
         for task in shown
     )
     return (
