@@ -191,7 +191,10 @@ def _read(path: Path) -> pl.DataFrame:
     """Rows of one file, in the columns of schema.PHENOTYPES."""
     key = f"ehr.label_tables: {path.name}"
     if not is_inspects(path, "ehr.label_tables"):
-        return _rows(read_table(path, "ehr.label_tables"), key)
+        table = read_table(path, "ehr.label_tables")
+        if not len(table):
+            raise ConfigError(f"{key}: the table has column names and no rows; fill it, or leave it out")
+        return _rows(table, key)
     rows = pl.concat([_rows(table, key) for table in read_inspect_labels(path, key)])
     wrong = _contradictory(rows)
     if 0 < len(wrong) <= FEW * rows.select("phenotype", "study_id").n_unique():

@@ -19,13 +19,12 @@ import polars as pl
 import pyarrow.parquet as parquet
 
 from data.given.label_tables import read_label_tables, with_label_tables
+from data.labels.judge import judge_labels
 from data.labels.label_files import ALWAYS, COVARIATES, write_label_files
 from data.labels.source_hash import closure_hash
 from data.labels.stamps import read_stamp, write_stamp
 from data.subjects.leakage import check_frozen_tasks
 from ehr.config import EhrConfig
-from ehr.losses import judge_loss
-from ehr.odd_records import warn_of_files_and_clocks, warn_of_odd_records
 from ehr.phenotype_file import read_phenotypes
 from ehr.schema import BIRTH
 from ttepretrain.errors import ConfigError
@@ -39,17 +38,6 @@ MapShards = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
 
 STAMP = "stages/labels.json"  # what the files below were made from
 SCRATCH = "stages/scratch"
-LOSSES = {  # of studies, by reason: what became of them, what to do
-    "NO_SUBJECT": ("have no subject in the EHR", "check that subject_id means the same in both"),
-    "OUTSIDE_OBSERVATION": (
-        "lie outside all observation periods of their subject",
-        "check study_time against the periods, or use ehr.followup=last_event",
-    ),
-    "NO_FOLLOW_UP": (
-        "have no follow-up after their blackout",
-        "check study_time against the EHR's times (the same calendar, the same shift of dates) and ehr.followup",
-    ),
-}
 STUDY_COLUMNS = ("study_id", "subject_id", "study_time", "date_only", "split")
 
 
@@ -95,10 +83,7 @@ def make_labels(
         names, counts = _write_labels(folder, records, studies, given, config, fitted_on, map_shards)
         counts |= {"frozen_tasks_fitted_on": frozen} if frozen else {}
         stamp = write_stamp(folder, STAMP, inputs, [*names, *records.files], counts)
-    _warn_of_absent_codes(stamp["counts"])
-    judge_labels(stamp["counts"], config.max_lost_fraction)
-    warn_of_odd_records(stamp["counts"])
-    warn_of_files_and_clocks(stamp["counts"], config.date_only)
+    judge_labels(stamp["counts"], config)
     return LabelStage(
         folder,
         pl.read_parquet(folder / "labels.parquet", columns=["study_id"]),
@@ -180,56 +165,6 @@ def _frozen_tasks(folder: Path, tasks: Path, fitted_on: dict) -> str:
             "tasks.json of the prepared folder it comes from, or share its salt (prepare.salt_file)"
         )
     return known
-
-
-def _warn_of_absent_codes(counts: dict) -> None:
-    """Warn of codes that the configuration names and the data lack: a typo, or codes of another vocabulary."""
-    if counts["phenotypes_without_rows"]:
-        log.warning(
-            f"ehr.phenotypes: no code of {', '.join(counts['phenotypes_without_rows'])} is in the data; they get "
-            "no labels. Name the codes as the data write them, or give labels through ehr.label_tables"
-        )
-    if counts["exclude_unmatched"]:
-        log.warning(f"ehr.exclude: {', '.join(counts['exclude_unmatched'])} match no code in the data")
-    if counts["spelled_otherwise"]:
-        pairs = ", ".join(f"{pattern} ({code}?)" for pattern, code in list(counts["spelled_otherwise"].items())[:5])
-        log.warning(
-            f"{len(counts['spelled_otherwise'])} codes of ehr.phenotypes and ehr.exclude match nothing, but the data "
-            f"have what they seem to mean: {pairs}; write them as the data do"
-        )
-
-
-def judge_labels(counts: dict, max_lost_fraction: float) -> None:
-    """Warn of what the label files lack, or refuse them. counts: of the stage, made or reused."""
-    studies, ontology = counts["studies"], counts.get("ontology")
-    for reason, (what, remedy) in LOSSES.items():
-        judge_loss(f"studies {what}", studies[reason], studies["given"], remedy, max_lost_fraction)
-    if 2 * studies["without_past"] > studies["labelled"]:
-        log.warning(
-            f"{studies['without_past']} of {studies['labelled']} labelled studies have no record before the scan; "
-            "check study_time against the EHR's times: dates shifted in one of the two alone give wrong labels"
-        )
-    for place, found in (("input.ontology", ontology), ("metadata/codes.parquet", counts["codes"]["in_tables"])):
-        if found is None or not found["codes_of_the_data"]:
-            continue
-        if found["spelled_otherwise"]:
-            ours, theirs = found["such_as"]
-            judge_loss(
-                f"codes that the data share with {place} are spelled otherwise there, such as {ours} in the data and "
-                f"{theirs} there: they have no parents and no descriptions",
-                found["spelled_otherwise"], found["known"] + found["spelled_otherwise"],
-                "write the codes of both alike", max_lost_fraction,
-            )  # fmt: skip
-        elif not found["known"] and place == "input.ontology":
-            log.warning(
-                f"{place}: none of the {found['codes_of_the_data']} codes in the data is in its tables; it has no "
-                "effect. Codes must be vocabulary_id/concept_code, as in SNOMED/59282003"
-            )
-    if unanswered := counts.get("label_tables", {}).get("without_answer"):
-        log.warning(
-            f"ehr.label_tables: {', '.join(unanswered)}: no study with labels has an answer, the filled rows are about "
-            "other studies"
-        )
 
 
 def _inputs(

@@ -9,7 +9,9 @@ from pathlib import Path
 import polars as pl
 
 from data.given.user_tables import read_table
+from ehr.losses import judge_loss
 from ehr.sources.columns import whole_cells, words
+from ehr.sources.id_forms import look
 from ttepretrain.errors import ConfigError, LeakageError
 from ttepretrain.log import log
 from ttepretrain.splits import SPLITS
@@ -45,10 +47,13 @@ def assign_splits(
     """`studies` with every subject's split, and from where how many subjects got theirs.
 
     The study table decides, then `given` (input.splits), or without it the EHR's own, then a seeded hash of the
-    subject. Raises LeakageError where two of the sources, or two rows of one, disagree about a subject.
+    subject. Raises LeakageError where two of the sources, or two rows of one, disagree about a subject; ConfigError for
+    a given table that is about none of the subjects.
     """
     subjects = studies.select("subject_id").unique()
     table = studies.select("subject_id", "split").drop_nulls().unique()
+    if given is not None:
+        _judge_given(subjects.join(table, on="subject_id", how="anti")["subject_id"], given["subject_id"].unique())
     other, name = (given, "input.splits") if given is not None else (ehr, "ehr")
     sources = [(table, "table")]
     if other is not None:
@@ -69,6 +74,17 @@ def assign_splits(
     final = pl.concat([known, hashed])
     counts = {name: final.filter(source=name).height for name in ("table", "input.splits", "ehr", "hash")}
     return studies.drop("split").join(final.drop("source"), on="subject_id").sort("study_id"), counts
+
+
+def _judge_given(ours: pl.Series, theirs: pl.Series) -> None:
+    """Of the subjects whose split the study table leaves open: those that input.splits lacks get one by a hash."""
+    lost = int((~ours.is_in(theirs.implode())).sum())
+    if lost and lost == len(ours):
+        raise ConfigError(
+            f"input.splits: none of its {len(theirs)} subjects is among the {len(ours)} of input.studies that need a "
+            f"split: the ids there are {look(theirs)}, here {look(ours)}; write the ids as the study table does"
+        )
+    judge_loss("subjects of input.studies are not in input.splits: a hash decides", lost, len(ours), "add them", 1.0)
 
 
 def hash_split(subject_id: int, seed: int) -> str:

@@ -290,3 +290,9 @@ def test_a_phenotype_that_is_censored_for_all_labelled_studies_is_named(read):
 def test_a_table_by_another_key_is_told_to_be_joined_first(read, column):
     with pytest.raises(ConfigError, match=f"A table by {column} does not say which study it means: join it"):
         read(f"{column},phenotype,kind,label,horizon_days\n1,edema,prognosis,true,30\n")
+
+
+def test_a_table_without_rows_is_refused(read):
+    for header in (BINARY, SURVIVAL):
+        with pytest.raises(ConfigError, match=r"labels0\.csv: the table has column names and no rows; fill it"):
+            read(header)

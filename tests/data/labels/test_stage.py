@@ -123,6 +123,29 @@ def test_studies_without_a_subject_warn_and_stop_beyond_the_limit_on_every_run(p
     assert prepare(many, max_lost_fraction=0.9).counts["studies"]["NO_SUBJECT"] == 10
 
 
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("code", None, "rows of the events have no code"),
+        ("time", datetime(1900, 1, 1), "rows of the events lie on a pl"),
+    ],
+)
+def test_events_that_are_left_out_warn_and_stop_beyond_the_limit(prepare, tmp_path, caplog, column, value, message):
+    """They were counted only, however many."""
+    path = tmp_path / "ehr" / "data" / "0.parquet"
+    table = pl.read_parquet(path)
+    lost = table.filter(pl.col("code") != "MEDS_BIRTH").head(1).with_columns(pl.lit(value).alias(column))
+    for times, stops in ((1, False), (len(table), False), (2 * len(table), True)):
+        pl.concat([table, *[lost.cast(table.schema)] * times]).write_parquet(path)
+        caplog.clear()
+        if stops:
+            with pytest.raises(BadDataError, match=f"{message}.*raise ehr.max_lost_fraction"):
+                prepare()
+        else:
+            prepare()
+            assert f"{times} of {len(table) + times} {message}" in caplog.text
+
+
 def test_ids_of_another_kind_say_how_the_two_differ(prepare):
     other = prepare.studies.with_columns(pl.col("subject_id") + 10_000_000)
     with pytest.raises(BadDataError, match="the ids of the studies are 8 digits, those of the EHR 1 digits"):

@@ -36,6 +36,24 @@ def test_given_splits_replace_those_of_the_ehr():
     assert counts["input.splits"] == 1
 
 
+def test_a_given_table_that_is_about_none_of_the_subjects_is_refused():
+    """A hash decided for all of them, and held-out subjects were trained on."""
+    with pytest.raises(
+        ConfigError, match=r"none of its 1 subjects is among the 2 of input\.studies.*4 digits, here 1 d"
+    ):
+        assigned(studies(s1=[None], s2=[None], s3=["train"]), given=splits(s1001="test"))
+    assigned(studies(s3=["train"]), given=splits(s1001="test"))  # nobody asks it
+
+
+def test_subjects_that_a_given_table_lacks_are_told_of(caplog):
+    by_subject, _ = assigned(studies(s1=[None], s2=[None], s3=["train"]), given=splits(s1="test"))
+    assert by_subject[2] == hash_split(2, 0)
+    assert "1 of 2 subjects of input.studies are not in input.splits: a hash decides; add them" in caplog.text
+    caplog.clear()
+    assigned(studies(s1=[None]), given=splits(s1="test", s2="train"))
+    assert not caplog.text
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
