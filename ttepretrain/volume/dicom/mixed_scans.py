@@ -12,8 +12,9 @@ import numpy as np
 
 from ttepretrain.errors import BadStudy
 from ttepretrain.volume.checks import Flag, Reason
+from ttepretrain.volume.dicom.contrast import has_contrast
 from ttepretrain.volume.dicom.stack import EVEN_MM, RUN_GAPS
-from ttepretrain.volume.dicom.tags import Values, has_contrast, numbers, text, texts, vendor
+from ttepretrain.volume.dicom.tags import Values, numbers, text, texts, vendor
 from ttepretrain.volume.dicom.times import HALF_A_DAY, acquisition_day, acquisition_time, midnight_between
 
 THICKNESS_FRACTION = 0.1  # thicknesses that differ by less are equal

@@ -305,7 +305,7 @@ def _coded(header: Header) -> CodedFile:
 
 
 def _interpolate(hu_DHW: np.ndarray, offsets_mm: np.ndarray, grid_mm: np.ndarray) -> np.ndarray:
-    """Slices at `grid_mm` by linear interpolation between those at `offsets_mm`; whole HU stay whole, as scanners round.
+    """Slices at `grid_mm` by linear interpolation between those at `offsets_mm`; whole HU stay whole.
 
     One slice at a time: for all of them, copies in 32 bits would take eight times the result.
     """

@@ -26,6 +26,7 @@ from ttepretrain.volume.dicom.completeness import (
     refuse_lost,
     refuse_without_pictures,
 )
+from ttepretrain.volume.dicom.contrast import has_contrast
 from ttepretrain.volume.dicom.frames import Picture, check_concatenations, pictures, sop_classes
 from ttepretrain.volume.dicom.headers import HeaderReader, declared_damage
 from ttepretrain.volume.dicom.mixed_scans import check_alike
@@ -71,7 +72,8 @@ def read_dicom(
             flags += (Flag.DERIVED,)
         lowest = stack.places[0][0]
         first = min(filter(None, map(acquired, values.values())), default=None)
-        said = acquisition(values[lowest.file, lowest.frame])
+        shown = values[lowest.file, lowest.frame]
+        said = acquisition(shown) | {"contrast": has_contrast(shown)}
         return CTImage(hu_DHW, stack.affine, flags + pixel_flags, said, first)
 
 

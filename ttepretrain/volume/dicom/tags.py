@@ -39,11 +39,6 @@ HU_NAMES = re.compile(r"\[?(HU|HU_MOD|HOUNSFIELDS?|HOUNSFIELD[ _]?UNITS?|UNITS? 
 OTHER_UNITS = re.compile(
     r"OD|MGML|Z_?EFF.*|EDW?|PCT|SUV.*|BQ.*|CNTS|COUNTS|GY|CGY|PPM|MS|S|SEC|KEV|NORMALIZED|.*[/%^].*"
 )
-# Of ContrastBolusAgent: words that it begins with where there was none.
-NO_CONTRAST = re.compile(
-    r"(NO|NON|NOT|NONE|NIL|N|0+|FALSE|WITHOUT|WO|OHNE|KEIN\w*|NEIN|NATIVE?|NATIF|NATIVO|SANS|SIN|SENZA|SEM|ZONDER|UTAN|UDEN"
-    r"|PLAIN|UNENHANCED|NONENHANCED|NONCONTRAST|NOCONTRAST|NCCT|NECT)(?![A-Z0-9])"
-)
 # Values of ImageType, or words in them: what an image shows instead of HU.
 MAPS = """
     SUBTRACTION SUBTRACTED SUBTRACT SUB DSA DIVISION MULTIPLICATION STD_DEVIATION T_TEST Z_SCORE MTT TTP TMAX TTD TTS
@@ -146,7 +141,7 @@ def vendor(values: Values) -> str:
 
 
 def acquisition(values: Values) -> dict[str, str | float | bool | None]:
-    """ACQUISITION_KEYS of one picture. Free text is kept only in known forms: it may contain anything."""
+    """ACQUISITION_KEYS of a picture, without contrast. Free text is kept in known forms only: it may name people."""
     known = dict.fromkeys(ACQUISITION_KEYS)
     maker = vendor(values)
     if maker:
@@ -159,34 +154,7 @@ def acquisition(values: Values) -> dict[str, str | float | bool | None]:
             (known[key],) = numbers(values, keyword, 1, Reason.UNREADABLE)
         except BadStudy:
             known[key] = None
-    known["contrast"] = has_contrast(values)
     return known
-
-
-def has_contrast(values: Values) -> bool | None:
-    """Whether a contrast agent is named, in text or as a code; False where it says that there was none, None if unsaid.
-
-    Several agents are separated: "no oral, Omnipaque" names one.
-    """
-    said = [text(values, "ContrastBolusAgent")]
-    coded = values.get("ContrastBolusAgentSequence")
-    said += [str(item.get("CodeMeaning") or item.get("CodeValue") or "") for item in coded or []]
-    found = [_is_agent(part) for agent in said for part in re.split(r"[,;+&|]|\bAND\b|\bUND\b", _spelled(agent))]
-    return True if True in found else False if False in found else None
-
-
-def _spelled(agent: str) -> str:
-    """In capital letters, with one spelling of `without`."""
-    return re.sub(r"\bW\s?[/.]?\s?O\b|\bWO\b|(?<![A-Z])S/|^C-$|^-C$", "WITHOUT ", " ".join(agent.upper().split()))
-
-
-def _is_agent(part: str) -> bool | None:
-    part = part.strip(" .\"'()[]_")
-    if part in ("", *PLACEHOLDERS) or re.fullmatch(
-        r"NOT? (KNOWN|STATED|RECORDED|SPECIFIED|AVAILABLE|APPLICABLE|DATA)", part
-    ):
-        return None
-    return not NO_CONTRAST.match(part)
 
 
 def is_map(values: Values) -> bool:

@@ -1,21 +1,26 @@
-"""What free text of a header means: contrast or none, units, and images that are not HU of a place (fault B14)."""
+"""What free text of a header means: contrast or none, units, and images that are not HU of a place."""
 
 import pydicom
 import pytest
 
 from ttepretrain.errors import BadStudy
 from ttepretrain.volume.checks import Flag
+from ttepretrain.volume.dicom.contrast import has_contrast
 from ttepretrain.volume.dicom.reader import read_dicom
-from ttepretrain.volume.dicom.tags import has_contrast, is_derived, is_map
+from ttepretrain.volume.dicom.tags import is_derived, is_map
 
 CONTRAST = {
     True: "APPLIED|ISOVUE300/100|OMNIPAQUE 350|Y|YES|1|IV|IV CONTRAST|ORAL|no oral, Omnipaque|100ml Ultravist|Nonionic"
-    "|W/ CONTRAST|Novaldex|Sinograf",
+    "|W/ CONTRAST|Novaldex|Sinograf|NON-IONIC|NON IONIC IODINE|Non-ionic contrast|C+|WITH AND WITHOUT"
+    "|contrast: Ultravist|oral contrast|IV Contrast 100 ml|ja",
     False: "NO CONTRAST|UNENHANCED|0|NONE|no|N|Non-contrast|without|W/O|W/O CONTRAST|wo contrast|WO"
     "|ohne|ohne KM|kein KM|sans"
     "|SANS INJECTION|nativ|NATIVE|NO IV|no iv contrast|sin contraste|senza mdc|0 ml|NIL|plain|C-|(none)|NO ORAL, NO IV|"
-    "not given",
-    None: "N/A|-|?|UNKNOWN|n/a|NA|ANONYMIZED|Removed|XXX|not known|unspecified|  |.",
+    "not given|PAS DE CONTRASTE|pas d'injection|AUCUN|aucune injection|non injecté|keines|nicht gegeben|Nichts|"
+    "KM: nein|KM nein|geen|INGEN|IV: NO|CONTRAST: NONE|IV contrast: none given|Injection: non|Contrast No|"
+    "NONCON|NOCON|PRE-CONTRAST|"
+    "IV-|CE-|KM-|0.0",
+    None: "N/A|-|?|UNKNOWN|n/a|NA|ANONYMIZED|Removed|XXX|not known|unspecified|  |.|N.A.|n/d|- -",
 }
 
 
