@@ -36,7 +36,8 @@ from ehr.sources.stays import (
     runs,
     split_visits,
 )  # fmt: skip
-from ehr.sources.tables import Tables, batches
+from ehr.sources.table_rows import batches
+from ehr.sources.tables import Tables
 from ttepretrain.errors import BadDataError, declared_full_disk
 
 MAX_SHARDS, MAX_KEY_PARTS = 160, 32  # a worker holds that many files open

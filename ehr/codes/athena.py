@@ -15,7 +15,8 @@ import polars as pl
 from ehr.codes.spelling import folded, spelling_counts
 from ehr.schema import METADATA
 from ehr.sources.columns import whole_numbers
-from ehr.sources.tables import Tables, batches
+from ehr.sources.table_rows import batches
+from ehr.sources.tables import Tables
 from ttepretrain.errors import ConfigError
 
 _PAIRS = pl.Schema({"child": pl.Int64, "parent": pl.Int64})

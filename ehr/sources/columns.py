@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import polars as pl
 
-from ehr.sources.zones import local_times, shown
+from ehr.sources.sentinels import local_times, shown
 from ttepretrain.errors import ConfigError
 
 # From here on a float stands for several whole numbers.

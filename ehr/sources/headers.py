@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ehr.sources.omop import TABLES
-from ehr.sources.tables import Tables, check_header, find_tables
+from ehr.sources.table_rows import check_header
+from ehr.sources.tables import Tables, find_tables
 from ttepretrain.errors import ConfigError
 
 VOCABULARY = {  # columns without which a table is of no use

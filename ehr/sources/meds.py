@@ -21,7 +21,7 @@ import pyarrow.parquet as parquet
 from ehr.schema import BIRTH, DEATH, EVENTS, METADATA, QUALIFIED
 from ehr.sources import sentinels
 from ehr.sources.meds_files import CODES_FILE, UNREADABLE, check_codes, check_schema, event_files, unreadable
-from ehr.sources.zones import local_times
+from ehr.sources.sentinels import local_times
 from ehr.timeline import NEVER
 from ttepretrain.errors import BadDataError, ConfigError
 

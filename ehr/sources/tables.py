@@ -1,28 +1,22 @@
-"""Tables of an OMOP CDM extract or an Athena export: found by name, read in batches of rows with bounded memory.
+"""Tables of an OMOP CDM extract or an Athena export, found by name.
 
 person.parquet   PERSON.csv.gz   person/part-0.parquet   conceptAncestor.csv   (either letter case, _ or not)
 person_1.csv     person-00001-of-00004.parquet     drug_exposure_2019.parquet  (parts)
 2b_concept.csv   cdm_person.csv.gz                 (a prefix, where no other file has the name)
 
 Not read, but named: other files that resemble a table. Left alone and counted: what macOS adds to archives (`._*`,
-`__MACOSX`). Rows that repeat the header are dropped.
+`__MACOSX`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-import polars as pl
-import pyarrow as pa
-import pyarrow.parquet as parquet
-
-from ehr.sources.delimited import cut_short, listed, read_delimited, read_header, refuse_twins, what_it_is
-from ttepretrain.errors import ConfigError, IntegrityError
+from ttepretrain.errors import ConfigError
 from ttepretrain.log import log
 
 EVENT_TABLES = (
@@ -39,8 +33,8 @@ _OTHERS = (
 )  # fmt: skip
 _BY_PLAIN_NAME = {name.replace("_", ""): name for name in (*_NAMES, *_OTHERS)}
 
-_PARQUET, _PACKED = ".parquet", ("", ".gz", ".bz2", ".zst")
-_EXTENSIONS = (_PARQUET, *(kind + packed for kind in (".csv", ".tsv") for packed in _PACKED))
+PARQUET, _PACKED = ".parquet", ("", ".gz", ".bz2", ".zst")
+_EXTENSIONS = (PARQUET, *(kind + packed for kind in (".csv", ".tsv") for packed in _PACKED))
 # Of data that we do not read; other files (README.md, person.sql) are none.
 _DATA = (
     ".txt", ".dat", ".psv", ".pq", ".parq", ".zip", ".gz", ".bz2", ".zst", ".zstd", ".xz", ".lz4", ".7z", ".tar",
@@ -52,10 +46,7 @@ _PART = ("part", "chunk", "shard", "split", "batch", "file", "of", "p")
 _CODECS = ("snappy", "gz", "gzip", "zstd", "lz4", "brotli", "c000")
 _NOT_THE_TABLE = ("old", "backup", "bak", "copy", "tmp", "temp", "sample", "test", "deleted", "removed", "archive")
 
-# Unquoted, in names and descriptions too, so fewer than columns.NULLS: a LOINC answer is called "None".
-_NULLS = ["", "NA", "NULL", "\\N"]
-_BATCH_ROWS = 250_000
-_MOST_NAMED = 20
+_MOST_NAMED, _MOST_PARTS = 20, 100_000
 
 
 @dataclass(frozen=True)
@@ -66,6 +57,7 @@ class Tables:
     files: dict[str, tuple[str, ...]]  # OMOP name -> file names relative to the folder, ascending
     ignored: int  # files that an archiver of macOS left
     unread: tuple[str, ...] = ()  # other data files, or folders, that resemble a table, relative to the folder
+    gaps: tuple[str, ...] = ()  # tables with numbers that their numbered parts leave out: "person: 3, 4"
 
     def warn_unread(self, key: str) -> None:
         if self.unread:
@@ -74,6 +66,10 @@ class Tables:
                 f"{key}: not read, though named like an OMOP table: {', '.join(self.unread[:_MOST_NAMED])}"
                 + (f" and {more} more" if more > 0 else "")
                 + "; put parts of a table into a folder of its name, and move away what is none"
+            )
+        if self.gaps:
+            log.warning(
+                f"{key}: the numbers of a table's parts leave some out: {'; '.join(self.gaps)}; is one missing?"
             )
 
 
@@ -99,7 +95,8 @@ def find_tables(folder: Path) -> Tables:
         root = inner[0]
         found, unread = _tables_at(root)
     files = {name: tuple(str(path.relative_to(folder)) for path in paths) for name, paths in sorted(found.items())}
-    return Tables(folder, files, junk, tuple(str(path.relative_to(folder)) for path in sorted(unread)))
+    gaps = tuple(f"{name}: {_listed(gap)}" for name, paths in sorted(found.items()) if (gap := _left_out(paths)))
+    return Tables(folder, files, junk, tuple(str(path.relative_to(folder)) for path in sorted(unread)), gaps)
 
 
 def _tables_at(root: Path) -> tuple[dict[str, list[Path]], list[Path]]:
@@ -111,7 +108,7 @@ def _tables_at(root: Path) -> tuple[dict[str, list[Path]], list[Path]]:
         name = _taken_apart(path)
         if name is None or _is_junk(Path(path.name)) or not _may_be_data(path):
             continue
-        if name.numbers is None or set(name.before) & {*_NOT_THE_TABLE} or not (path.is_dir() or _extension(path)):
+        if name.numbers is None or set(name.before) & {*_NOT_THE_TABLE} or not (path.is_dir() or extension(path)):
             unread.append(path)
         elif name.before:
             prefixed.setdefault(name.table, {}).setdefault(name.before, []).append(path)
@@ -174,7 +171,7 @@ def _parts(folder: Path, unread: list[Path]) -> list[Path]:
                 "plain parquet files"
             )
         hidden = any(name.startswith(("_", ".")) for name in below) or path.suffix == ".crc"
-        if _extension(path) and not hidden:
+        if extension(path) and not hidden:
             parts.append(path)
         elif not hidden:
             unread.append(path)
@@ -198,6 +195,26 @@ def _refuse_copies(table: str, paths: list[Path]) -> None:
         )
 
 
+def _left_out(paths: list[Path]) -> list[int]:
+    """Numbers between those of the parts, or up to the N of `-of-N`; none where most are absent: they do not count."""
+    numbers = [name.numbers or () for path in paths if (name := _taken_apart(path))]
+    columns = list(zip(*numbers)) if len({len(its) for its in numbers}) == 1 else []
+    counting = [column for column in columns if len({*column}) > 1]
+    if len(paths) < 2 or len(counting) != 1:
+        return []
+    there = {int(number) for number in counting[0]}
+    total = re.search(r"(?i)[\W_]of[\W_]*(\d+)", paths[0].name)
+    first = min(*there, 1) if total else min(there)
+    end = first + int(total[1]) if total else max(there) + 1
+    absent = sorted({*range(first, min(end, first + _MOST_PARTS))} - there)
+    return absent if len(absent) <= len(there) or total else []
+
+
+def _listed(numbers: list[int]) -> str:
+    more = len(numbers) - _MOST_NAMED
+    return ", ".join(map(str, numbers[:_MOST_NAMED])) + (f" and {more} more" if more > 0 else "")
+
+
 def _is_day(digits: str) -> bool:
     try:
         return len(digits) == 8 and 1950 <= datetime.strptime(digits, "%Y%m%d").year <= 2100
@@ -209,87 +226,5 @@ def _is_junk(relative: Path) -> bool:
     return "__MACOSX" in relative.parts or relative.name.startswith("._")
 
 
-def _extension(path: Path) -> str | None:
+def extension(path: Path) -> str | None:
     return next((ending for ending in _EXTENSIONS if path.name.lower().endswith(ending)), None)
-
-
-def batches(
-    folder: Path, name: str, columns: tuple[str, ...], required: tuple[str, ...] = ()
-) -> Iterator[tuple[pl.DataFrame, int]]:
-    """(rows, dropped header rows) of one file, in the given columns only; absent ones are null. csv cells are text.
-
-    Raises ConfigError for a missing required column and for what is no such table, naming file and line;
-    IntegrityError for bytes that cannot be decoded.
-    """
-    path, where = folder / name, str(folder / name)
-    if _extension(path) == _PARQUET:
-        all_names, frames = _open_parquet(path, where, columns)
-    else:
-        all_names = read_header(path, where).names
-        frames = read_delimited(path, where, columns, _NULLS, literal_first=True)
-    _check_names(all_names, where, columns, required)
-    for frame in frames:
-        names = {column.lower(): column for column in frame.columns}
-        chosen = frame.select(pl.col(names[c]).alias(c) if c in names else pl.lit(None).alias(c) for c in columns)
-        rows = _without_headers(chosen)
-        yield rows, len(chosen) - len(rows)
-
-
-def check_header(folder: Path, name: str, columns: tuple[str, ...], required: tuple[str, ...] = ()) -> list[str]:
-    """The names of the columns; raises what `batches` raises of a file's first bytes, without reading on."""
-    path, where = folder / name, str(folder / name)
-    if _extension(path) == _PARQUET:
-        names, _ = _open_parquet(path, where, columns)
-    else:
-        names = read_header(path, where).names
-    _check_names(names, where, columns, required)
-    return names
-
-
-def _check_names(names: list[str], where: str, columns: tuple[str, ...], required: tuple[str, ...]) -> None:
-    refuse_twins([name for name in names if name.lower() in columns], where)
-    if names and (missing := [name for name in required if name not in {name.lower() for name in names}]):
-        raise ConfigError(f"{where}: no column {', '.join(missing)}; it has {listed(names)}")
-
-
-def _without_headers(frame: pl.DataFrame) -> pl.DataFrame:
-    """Without the rows that hold the column names themselves (tables once joined with their headers)."""
-    texts = [name for name, dtype in frame.schema.items() if dtype == pl.String]
-    if not texts:
-        return frame
-    header = pl.all_horizontal(
-        *(pl.col(name).is_null() | (pl.col(name).str.to_lowercase() == name) for name in texts),
-        pl.any_horizontal(pl.col(name).is_not_null() for name in texts),
-    )
-    return frame.filter(~header)
-
-
-def _open_parquet(path: Path, where: str, columns: tuple[str, ...]) -> tuple[list[str], Iterator[pl.DataFrame]]:
-    """All column names, and batches of `columns`. The names may stand in the first row: a csv converter's "empty"
-    table."""
-    if problem := what_it_is(path):
-        raise ConfigError(f"{where} {problem}")
-    try:
-        with parquet.ParquetFile(path, pre_buffer=False) as file:
-            names = file.schema_arrow.names
-            if any(name.lower() in columns for name in names) or not file.metadata.num_rows or not names:
-                return names, _parquet_batches(path, where, [name for name in names if name.lower() in columns], None)
-            first = next(file.iter_batches(1)).to_pylist()[0].values() if len(set(names)) == len(names) else ()
-    except (pa.ArrowException, OSError) as error:
-        raise IntegrityError(f"{where}: {cut_short(error)}") from None
-    inner = [str(cell) for cell in first]
-    if not any(name.lower() in columns for name in inner):
-        raise ConfigError(
-            f"{where}: none of the columns of this OMOP table; is it another table? It has {listed(names)}"
-        )
-    return inner, _parquet_batches(path, where, names, inner)
-
-
-def _parquet_batches(path: Path, where: str, wanted: list[str], renamed: list[str] | None) -> Iterator[pl.DataFrame]:
-    try:
-        with parquet.ParquetFile(path, pre_buffer=False) as file:
-            for batch in file.iter_batches(_BATCH_ROWS, columns=wanted):
-                frame = pl.DataFrame(pl.from_arrow(batch))
-                yield frame.rename(dict(zip(wanted, renamed))) if renamed else frame
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise IntegrityError(f"{where}: {cut_short(error)}") from None

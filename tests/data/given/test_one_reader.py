@@ -12,7 +12,7 @@ from data.given.study_table import read_studies
 from data.subjects.splits import read_splits
 from ehr.sources import columns
 from ehr.sources.omop import TABLES, Clock, rows_of
-from ehr.sources.tables import batches
+from ehr.sources.table_rows import batches
 from ttepretrain.errors import ConfigError
 
 EMPTY, UNREADABLE, ZONED = "empty", "unreadable", "zoned"

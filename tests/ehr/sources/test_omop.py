@@ -17,7 +17,8 @@ from ehr import conversion
 from ehr.conversion import convert_omop, merged
 from ehr.schema import PERIODS
 from ehr.sources.omop import Clock
-from ehr.sources.tables import batches, find_tables
+from ehr.sources.table_rows import batches
+from ehr.sources.tables import find_tables
 from ttepretrain.errors import BadDataError, ConfigError, IntegrityError, ResourceError
 
 DAY = timedelta(days=1)

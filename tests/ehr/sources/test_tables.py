@@ -7,7 +7,8 @@ import polars as pl
 import pytest
 
 from ehr.sources.headers import check_headers
-from ehr.sources.tables import batches, find_tables
+from ehr.sources.table_rows import batches
+from ehr.sources.tables import find_tables
 from ttepretrain.errors import ConfigError, IntegrityError
 
 
@@ -226,3 +227,33 @@ def test_a_parquet_file_that_is_cut_short_is_damaged(tmp_path):
     (tmp_path / "person.parquet").write_bytes(content[:-20])
     with pytest.raises(IntegrityError, match=r"person\.parquet: is damaged or cut short \(\w+\); copy it again"):
         check_headers(tmp_path, None)
+
+
+# --- parts that are missing
+
+
+@pytest.mark.parametrize(
+    ("names", "gaps"),
+    [
+        (["person_1.csv", "person_2.csv", "person_4.csv"], ("person: 3",)),
+        (["person_2019.csv", "person_2021.csv"], ("person: 2020",)),
+        (["person-00000-of-00004.csv", "person-00001-of-00004.csv"], ("person: 2, 3",)),
+        (["person_1_of_3.csv", "person_3_of_3.csv"], ("person: 2",)),
+        (["person_1_of_3.csv", "person_2_of_3.csv", "person_3_of_3.csv"], ()),
+        (["person-00000-of-00002.csv", "person-00001-of-00002.csv"], ()),
+        (["person_007.csv", "person_008.csv"], ()),
+        (["person_12.csv", "person_47.csv", "person_803.csv"], ()),  # numbers of sites do not count up
+        (["person_2019_1.csv", "person_2020_1.csv", "person_2020_2.csv"], ()),
+        (["person.csv"], ()),
+        (["person/person_1.csv", "person/person_3.csv"], ("person: 2",)),
+        (["person/part-00000.csv", "person/part-00002.csv"], ()),  # a writer skips parts without a row
+    ],
+)
+def test_a_number_that_the_parts_leave_out_is_named(tmp_path, caplog, names, gaps):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("person_id\n1\n")
+    tables = find_tables(tmp_path)
+    assert tables.gaps == gaps
+    tables.warn_unread("input.ehr")
+    assert (f"leave some out: {'; '.join(gaps)}; is one missing?" in caplog.text) == bool(gaps)
