@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from zoneinfo import ZoneInfo
@@ -84,7 +84,7 @@ class EhrConfig:
         require(_parses(ZoneInfo, self.timezone), "ehr.timezone", self.timezone, "must be a zone such as Europe/Berlin")
 
 
-def require_plain(key: str, codes: list[str]) -> None:
+def require_plain(key: str, codes: Sequence[str]) -> None:
     """ConfigError for a kind of death (MEDS_DEATH//x) or birth, which the run knows as MEDS_DEATH alone."""
     for code in codes:
         from ehr.schema import QUALIFIED  # it imports polars, which is not needed to answer a typo

@@ -65,7 +65,7 @@ def open_records(
     tables, given = tables_of(ehr, ontology)
     for key, read in (("input.ehr", tables), ("input.ontology", given)):
         if read is not None:
-            read.warn_unread(key)
+            read.warn_of_files(key)
     vocabularies = [found for found in (tables, given) if found is not None]
     meds, stamps = ehr, {}
     if tables is not None:
@@ -103,14 +103,14 @@ def tables_of(ehr: Path, ontology: Path | None) -> tuple[Tables | None, Tables |
     found = find_tables(ehr)
     tables = found if "person" in found.files else None
     if tables is None and not event_files(ehr).read:
-        found.warn_unread("input.ehr")
+        found.warn_of_files("input.ehr")
         raise ConfigError(
             f"input.ehr: {ehr} is neither a MEDS data set (data/**/*.parquet) nor an OMOP CDM extract (person, "
             "visit_occurrence, condition_occurrence, ... as .parquet, .csv or .csv.gz); give the root of one"
         )
     given = find_tables(ontology) if ontology is not None else None
     if given is not None and "concept" not in given.files:
-        given.warn_unread("input.ontology")
+        given.warn_of_files("input.ontology")
         raise ConfigError(f"input.ontology: {ontology} holds no table CONCEPT; give an unpacked Athena export")
     return tables, given
 

@@ -59,7 +59,8 @@ class Tables:
     unread: tuple[str, ...] = ()  # other data files, or folders, that resemble a table, relative to the folder
     gaps: tuple[str, ...] = ()  # tables with numbers that their numbered parts leave out: "person: 3, 4"
 
-    def warn_unread(self, key: str) -> None:
+    def warn_of_files(self, key: str) -> None:
+        """Of files that were not read, and of those that may be missing."""
         if self.unread:
             more = len(self.unread) - _MOST_NAMED
             log.warning(
@@ -69,7 +70,7 @@ class Tables:
             )
         if self.gaps:
             log.warning(
-                f"{key}: the numbers of a table's parts leave some out: {'; '.join(self.gaps)}; is one missing?"
+                f"{key}: the numbers of a table's parts leave some out: {'; '.join(self.gaps)}; is a file missing?"
             )
 
 

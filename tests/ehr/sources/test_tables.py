@@ -84,7 +84,7 @@ def test_what_resembles_a_table_and_is_not_read_is_named_and_counted(tmp_path, n
     tables = find_tables(touch(tmp_path, "person.parquet", "death.parquet", name))
     assert tables.files == {"person": ("person.parquet",), "death": ("death.parquet",)}
     assert tables.unread == (name.replace("/part.csv", ""),)
-    tables.warn_unread("input.ehr")
+    tables.warn_of_files("input.ehr")
     assert f"input.ehr: not read, though named like an OMOP table: {tables.unread[0]}; put parts" in caplog.text
 
 
@@ -255,5 +255,5 @@ def test_a_number_that_the_parts_leave_out_is_named(tmp_path, caplog, names, gap
         (tmp_path / name).write_text("person_id\n1\n")
     tables = find_tables(tmp_path)
     assert tables.gaps == gaps
-    tables.warn_unread("input.ehr")
-    assert (f"leave some out: {'; '.join(gaps)}; is one missing?" in caplog.text) == bool(gaps)
+    tables.warn_of_files("input.ehr")
+    assert (f"leave some out: {'; '.join(gaps)}; is a file missing?" in caplog.text) == bool(gaps)
