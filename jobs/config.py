@@ -68,6 +68,7 @@ class RunConfig:
             self.name not in ("", ".", "..") and "/" not in self.name,
             "name", self.name, "must be a folder name",
         )  # fmt: skip
+        self.model.require_computable(self.volume.resolve().shape_DHW)  # or the export could not be read
 
     @property
     def folder(self) -> Path:

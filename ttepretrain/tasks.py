@@ -20,6 +20,7 @@ from ttepretrain.plain_text import shown
 
 SCHEMA_VERSION = 1
 MOST_BYTES = 32 << 20  # of tasks.json: 8,192 tasks take 2 MiB
+MOST_TASKS = 100_000  # what MOST_BYTES hold
 MOST_COUNT = 1 << 53  # of subjects and events: exact as a float
 LATEST_DAYS = 36_525.0  # blackout; as ehr.blackout_days
 LATEST_EDGE_DAYS = 1e6
@@ -92,7 +93,7 @@ class TaskSet:
         whole = isinstance(count, int) and not isinstance(count, bool)
         require(whole and 0 <= count <= MOST_COUNT, "fitted_on.count", count, "must be a whole number from 0")
         require(isinstance(fingerprint, str), "fitted_on.hash", fingerprint, "must be text")
-        require(len(self.tasks) > 0, "tasks", [], "must not be empty")
+        require(0 < self.num_tasks <= MOST_TASKS, "tasks", self.num_tasks, f"must be between 1 and {MOST_TASKS}")
         seen: set[str] = set()
         for code in self.codes:
             require(code not in seen, "tasks", code, "must have different codes")

@@ -13,7 +13,8 @@ from torch import Tensor
 
 import ttepretrain
 from ttepretrain.errors import ExportError
-from ttepretrain.export.folder import REFERENCE_DHW, Export
+from ttepretrain.export.folder import Export
+from ttepretrain.models.config import REFERENCE_DHW
 from ttepretrain.models.encoder import Encoder
 from ttepretrain.volume.spec import Window
 from ttepretrain.volume.windows import apply_windows

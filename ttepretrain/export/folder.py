@@ -35,7 +35,6 @@ SCHEMA_VERSION = 1
 CHECKED = ("model.safetensors", "config.json", "tasks.json")
 ENCODER = "encoder."  # prefix of the encoder's weights
 ARMS = ("tte", "visit", "mtl", "ssl")
-REFERENCE_DHW = (29, 32, 37)  # of check.py's volume: the least that every encoder takes, no two axes alike
 MOST_MANIFEST_BYTES, MOST_CONFIG_BYTES = 1 << 16, 4 << 20
 MOST_FEATURES = 8192
 
@@ -165,9 +164,7 @@ def _config(document: Any) -> dict[str, Any]:
         "versions", versions, "must be texts, one of them `ttepretrain`",
     )  # fmt: skip
     model, spec = ModelConfig.from_json(config["model"]), VolumeSpec.from_json(config["volume"])
-    if model.encoder == "vit_liere":
-        for shape_DHW in (spec.shape_DHW, REFERENCE_DHW):
-            model.vit.require_computable(shape_DHW)
+    model.require_computable(spec.shape_DHW)
     reference = _features(config.get("reference_features"), features)
     return config | {"arm": arm, "model": model, "spec": spec, "reference_features": reference}
 

@@ -15,6 +15,8 @@ TRANSFORMERS = ("swin_unetr", "vit_liere")  # always LayerNorm; model.norm has n
 ENCODERS = CONVOLUTIONAL + TRANSFORMERS
 NORMS = ("group", "group_ws", "batch")
 MOST_WEIGHT_BYTES = 16 << 30  # of a weight file: four thousand million weights in fp32
+# Of the volume whose features an export holds: the least that every encoder takes, no two axes alike.
+REFERENCE_DHW = (29, 32, 37)
 LARGEST_HEAD = 16_384  # rank
 # Of vit_liere. Its largest tensors are the rotations of one layer: tokens x width x block.
 MOST_TOKENS = 1 << 16
@@ -108,6 +110,12 @@ class ModelConfig:
             sizes = [f.name for f in dataclasses.fields(ViTConfig)]
             values["vit"] = ViTConfig(**require_keys("model.vit", values["vit"], (), sizes))
         return cls(**values)
+
+    def require_computable(self, shape_DHW: Sequence[int]) -> None:
+        """ConfigError where volumes of this shape, or an export's reference volume, are more than is computed."""
+        if self.encoder == "vit_liere":
+            for shape in (shape_DHW, REFERENCE_DHW):
+                self.vit.require_computable(shape)
 
     @property
     def init_kind(self) -> str:
