@@ -25,7 +25,7 @@ from ehr.codes.codes import CodeIndex, index_codes
 from ehr.codes.ontology import Ontology, read_ontology
 from ehr.codes.spelling import spelling_counts
 from ehr.config import EhrConfig
-from ehr.followup import extract_end_us, fixed_end_us, outside, read_periods, with_period_end
+from ehr.followup import extract_end_us, fixed_end_us, outside, quiet_days, read_periods, with_period_end
 from ehr.labels import with_lists
 from ehr.passes.cells import Closure
 from ehr.passes.count import ShardCounts, count_shard
@@ -110,6 +110,8 @@ def build_labels(
             | source.file_counts()
             | _odd(counted, "events")
             | {"placeholder_codes": _commonest(survey.placeholders)},
+            # of the one rule by which a late record of anybody moves the end of all
+            "quiet_days": quiet_days(survey.last_times, extract_end) if config.followup == "death" else 0,
             "cutoff_days_after_extract": (rules.extract_end_us - extract_end) // DAY_US,
             "codes": _code_counts(index, ontology),
             "tasks": task_counts,

@@ -47,6 +47,13 @@ def extract_end_us(last_times: pl.DataFrame, studies: pl.DataFrame) -> int:
     return int(days[-1] + 1) * DAY_US
 
 
+def quiet_days(last_times: pl.DataFrame, extract_end: int) -> int:
+    """Longest time between two subjects' last records, of the later half of those within the extract."""
+    last = last_times["last"].drop_nulls().sort().to_numpy()
+    last = last[last <= extract_end]
+    return int(np.diff(last[len(last) // 2 :]).max(initial=0) // DAY_US)
+
+
 def fixed_end_us(config: EhrConfig, latest_us: int | None) -> int | None:
     """The end that all subjects share (us); None for `last_event` and `observation_period`, whose ends differ."""
     if config.cutoff_date is not None:  # followup=cutoff, and no other rule, has one

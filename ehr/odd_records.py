@@ -6,16 +6,18 @@ from ehr.losses import WARN_FRACTION
 from ttepretrain.log import log
 
 LATE_CUTOFF_DAYS = 31
+QUIET_DAYS = 366
 DAY_END_FRACTION = 0.01  # of the moments; by chance it is one in 1,440 where clocks show minutes
 
 
 def warn_of_odd_records(counts: dict) -> None:
     """One line for each kind that there is. counts: `LabelResult.counts`."""
-    for message in _messages(counts["subjects"], counts["studies"], counts["cutoff_days_after_extract"]):
+    for message in _messages(counts, counts["subjects"], counts["studies"]):
         log.warning(message)
 
 
-def _messages(subjects: dict[str, int], studies: dict[str, int], cutoff_days_after: int) -> list[str]:
+def _messages(counts: dict, subjects: dict[str, int], studies: dict[str, int]) -> list[str]:
+    cutoff_days_after, quiet_days = counts["cutoff_days_after_extract"], counts["quiet_days"]
     found = {
         f"{subjects['after_extract']} subjects have records ten years and more after all others: these records are "
         "left out, and follow-up ends before them": subjects["after_extract"],
@@ -24,6 +26,10 @@ def _messages(subjects: dict[str, int], studies: dict[str, int], cutoff_days_aft
         ),
         f"ehr.cutoff_date lies {cutoff_days_after} days after the last day with records: nothing is known of the time "
         "between, which counts as time without an event": cutoff_days_after > LATE_CUTOFF_DAYS,
+        f"ehr.followup=death: between two subjects' last records lie {quiet_days} days, and follow-up of all goes on "
+        "until after the later one: is its date right? ehr.followup=last_event does not depend on it": (
+            quiet_days > QUIET_DAYS
+        ),
         f"{subjects['undated_deaths']} subjects died and no usable date says when: their mortality is unknown, and "
         "follow-up ends with their last record": subjects["undated_deaths"],
         f"{subjects['several_births']} subjects have births more than a year apart: their age is null": (

@@ -13,11 +13,6 @@ def judge_conversion(counts: dict, max_lost_fraction: float) -> None:
     for name, count in counts["tables"].items():
         _judge_table(name, count, max_lost_fraction)
     _judge_visits(counts)
-    if counts["undated_deaths"]:
-        log.warning(
-            "%d persons died at a time that the OMOP tables do not tell; whether they die in follow-up is unknown",
-            counts["undated_deaths"],
-        )
 
 
 def _judge_table(name: str, count: dict, max_lost_fraction: float) -> None:

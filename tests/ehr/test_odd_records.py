@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from ehr.config import EhrConfig
-from ehr.followup import extract_end_us
+from ehr.followup import extract_end_us, quiet_days
 from ehr.odd_records import warn_of_odd_records
 from ehr.schema import PERIODS, PERIODS_FILE
 from ttepretrain.errors import BadDataError
@@ -322,3 +322,20 @@ def test_no_study_at_all_is_bad_data(tmp_path, meds, label):
     folder = meds.write(tmp_path / "ehr", [CROWD])
     with pytest.raises(BadDataError, match="no study to label"):
         label(folder, meds.studies([]))
+
+
+@pytest.mark.parametrize(("late_years", "warns"), [(0.5, False), (3, True)])
+def test_a_late_record_that_moves_everybodys_end_is_told_of(labelled, caplog, late_years, warns):
+    """Three years are too few to be a mistake for certain; under followup=death all are followed until then."""
+    rows = [(1, T0 + 2 * DAY, "Q/0"), (1, T0 + late_years * 365 * DAY, "Q/1")]
+    warn_of_odd_records(labelled(rows, followup="death").counts)
+    assert ("between two subjects' last records lie 1053 days" in caplog.text) == warns
+    caplog.clear()
+    warn_of_odd_records(labelled(rows).counts)
+    assert "last records lie" not in caplog.text
+
+
+def test_the_quiet_time_is_that_of_the_later_half_within_the_extract():
+    days = [0, 4000, 5000, 5100, 5150, 20000]
+    last = pl.DataFrame({"subject_id": range(6), "last": [day * DAY_US for day in days]})
+    assert [quiet_days(last, day * DAY_US) for day in (20000, 5150, 0)] == [14850, 100, 0]

@@ -1,5 +1,6 @@
 """A frozen task set: the same tasks and bins for other studies, and what must not be mixed with it."""
 
+import dataclasses
 from datetime import datetime, timedelta
 
 import polars as pl
@@ -100,6 +101,34 @@ def test_a_conflict_with_what_the_set_was_fitted_under_is_named(archive, label, 
     folder, studies, _, path = archive
     with pytest.raises(ConfigError, match=message):
         label(folder, studies, tasks=str(path), **config)
+
+
+def test_a_kind_of_death_is_no_frozen_task(archive, label, tmp_path):
+    """MEDS_DEATH//x is read as MEDS_DEATH: a task of that name would never have an event."""
+    folder, studies, fitted, _ = archive
+    first, *others = fitted.tasks.tasks
+    tasks = (dataclasses.replace(first, code="MEDS_DEATH//hospice"), *others)
+    dataclasses.replace(fitted.tasks, tasks=tasks, death_task=None).save(tmp_path / "kinds.json")
+    with pytest.raises(ConfigError, match=r"ehr\.tasks has no events of its own: every MEDS_DEATH//\.\.\. is read as"):
+        label(folder, studies, tasks=str(tmp_path / "kinds.json"))
+
+
+@pytest.mark.parametrize("recurrence", ["all", "incident"])
+def test_a_death_without_a_date_is_no_event_of_a_frozen_death_task(tmp_path, meds, label, recurrence):
+    """Follow-up ends with the last record, also where the rule goes on; others die as before."""
+    rows = [(s, T0 + (5 + s + 10 * k) * DAY, f"Q/{k % (s % 2 + 1)}") for s in range(1, 9) for k in range(3)]
+    dated = [(s, T0 + 50 * DAY, "MEDS_DEATH") for s in (1, 2)]
+    studies = meds.studies([(s, T0, "train") for s in range(1, 9)])
+    rules = {"recurrence": recurrence, "followup": "death", "min_events": 1, "min_patients": 1}
+    fitted = label(meds.write(tmp_path / "one", [rows + dated]), studies, **rules)
+    fitted.tasks.save(tmp_path / "tasks.json")
+    undated = [(1, None, "MEDS_DEATH"), dated[1]]
+    found = label(meds.write(tmp_path / "two", [rows + undated]), studies, tasks=str(tmp_path / "tasks.json"), **rules)
+    death = fitted.tasks.death_task
+    died = {row["subject_id"]: death in row["task_index"] for row in found.labels.iter_rows(named=True)}
+    assert died == {subject: subject == 2 for subject in range(1, 9)}
+    assert dict(found.labels.select("subject_id", "censor_days").rows())[1] == 26
+    assert found.counts["subjects"]["undated_deaths"] == 1
 
 
 def test_pruning_has_no_place_beside_a_frozen_set():

@@ -154,6 +154,25 @@ def test_what_said_nothing_is_counted(tmp_path):
     assert counts == expected | {"meds_birth": 0, "meds_death": 0}
 
 
+def test_kinds_of_death_and_birth_are_death_and_birth(tmp_path):
+    codes = ["MEDS_DEATH//hospice", "MEDS_BIRTH//estimated", "SNOMED/419620001", "MEDS_DEATHS"]
+    events = [{"time": START, "measurements": [{"code": code} for code in codes]}]
+    destination, counts = converted(tmp_path, write(tmp_path / "nested", [[{"patient_id": 1, "events": events}]]))
+    (table,) = read(destination)
+    assert table["code"].to_list() == ["MEDS_DEATH", "MEDS_BIRTH", "MEDS_DEATH", "MEDS_DEATHS"]
+    assert (counts["meds_death"], counts["meds_birth"]) == (2, 1)
+
+
+@pytest.mark.parametrize("twice", ["patient_id", "events"])
+def test_a_column_that_is_there_twice_is_refused(tmp_path, twice):
+    folder = write(tmp_path / "nested", [[{"patient_id": 1, "events": []}]])
+    table = parquet.read_table(folder / "data" / "0.parquet")
+    parquet.write_table(table.append_column(twice, table[twice]), folder / "data" / "0.parquet")
+    for check in (lambda: converted(tmp_path, folder), lambda: nested.check_headers(folder, None, "midnight")):
+        with pytest.raises(ConfigError, match=f"column {twice} is there 2 times; keep one of them"):
+            check()
+
+
 def test_what_one_moment_holds_keeps_its_order(tmp_path):
     codes = [f"V/{n}" for n in (3, 1, 2)]
     events = [
