@@ -12,7 +12,7 @@ from pathlib import Path
 
 import polars as pl
 
-from data.given.user_tables import read_inspect_table
+from data.given.user_tables import read_inspect_table, refuse_rowless
 from ehr.sources.columns import finite_numbers, truth
 from ttepretrain.errors import ConfigError
 from ttepretrain.log import log
@@ -48,6 +48,7 @@ def read_inspect_labels(path: Path, key: str) -> list[pl.DataFrame]:
     whose unit does not follow from the yes-or-no columns.
     """
     given = read_inspect_table(path, ("impression_id",), "ehr.label_tables")
+    refuse_rowless(given, key)
     used = given.select(name for name in given.columns if name in USED)
     labels = used.drop_nulls("impression_id").unique(maintain_order=True)
     sole = labels.filter(~pl.col("impression_id").is_duplicated())

@@ -20,7 +20,7 @@ from pathlib import Path
 import polars as pl
 
 from data.given.inspect_labels import read_inspect_labels
-from data.given.user_tables import is_inspects, read_table
+from data.given.user_tables import is_inspects, read_table, refuse_rowless
 from ehr.losses import judge_loss
 from ehr.phenotype_file import NAME
 from ehr.schema import PHENOTYPES
@@ -192,8 +192,7 @@ def _read(path: Path) -> pl.DataFrame:
     key = f"ehr.label_tables: {path.name}"
     if not is_inspects(path, "ehr.label_tables"):
         table = read_table(path, "ehr.label_tables")
-        if not len(table):
-            raise ConfigError(f"{key}: the table has column names and no rows; fill it, or leave it out")
+        refuse_rowless(table, key)
         return _rows(table, key)
     rows = pl.concat([_rows(table, key) for table in read_inspect_labels(path, key)])
     wrong = _contradictory(rows)

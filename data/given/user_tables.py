@@ -49,6 +49,11 @@ def _read_parquet(path: Path, where: str) -> pl.DataFrame:
         raise IntegrityError(f"{where}: {cut_short(error)}") from None
 
 
+def refuse_rowless(table: pl.DataFrame, where: str) -> None:
+    if not len(table):
+        raise ConfigError(f"{where}: the table has column names and no rows; fill it, or leave it out")
+
+
 def is_inspects(path: Path, key: str) -> bool:
     """Whether a table is in INSPECT's layout: a .tsv that does not call its studies `study_id`."""
     if not path.name.lower().endswith((".tsv", ".tsv.gz")):

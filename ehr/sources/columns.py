@@ -21,6 +21,7 @@ EXACT_FLOATS_OF: dict[pl.DataType | type[pl.DataType], int] = {pl.Float32: 2**24
 # "NA".
 NULLS = ("", "na", "nan", "nat", "null", "none", "\\n", "<na>", "n/a", "#n/a")
 TRUTH = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+OTHER_TRUTH = ("yes", "no", "y", "n", "t", "f", "positive", "negative", "present", "absent")  # not read
 UNKNOWN = ("censored", *NULLS)
 
 # What is wrong, after the name of the column.
@@ -181,9 +182,10 @@ def truth(column: pl.Series, where: str) -> pl.Series:
         return column
     text = column.cast(pl.String).str.strip_chars().str.to_lowercase()
     truth = text.replace_strict(TRUTH, default=None, return_dtype=pl.Boolean)
-    wrong = column.cast(pl.String).filter(text.is_not_null() & truth.is_null() & ~text.is_in(UNKNOWN))
+    wrong = text.filter(text.is_not_null() & truth.is_null() & ~text.is_in(UNKNOWN))
     if len(wrong):
-        raise ConfigError(f"{where}: {len(wrong)} {NO_TRUTH}, such as {wrong[0][:20]!r}")
+        meant = [word for word in OTHER_TRUTH if word in wrong]  # other cells may be a patient's
+        raise ConfigError(f"{where}: {len(wrong)} {NO_TRUTH}" + (f"; among them {', '.join(meant)}" if meant else ""))
     return truth
 
 
