@@ -83,12 +83,12 @@ def connect() -> Ranks:
         torch.backends.cudnn.deterministic = True  # a resumed run repeats the uninterrupted one bit for bit
     backend = "nccl" if cuda else "gloo"
     os.environ["LOCAL_RANK"] = str(local)  # DeepSpeed wants it set, also under srun or alone
+    if (world == 1 or os.environ["MASTER_ADDR"] in ("127.0.0.1", "localhost")) and sys.platform == "linux":
+        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            os.environ.setdefault(name, "lo")
     if world == 1:
-        # In-process store: one process opens no socket.
+        # In-process store: one process connects to nothing. Gloo still listens, on loopback, for peers it has not.
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
     else:
-        if os.environ["MASTER_ADDR"] in ("127.0.0.1", "localhost") and sys.platform == "linux":
-            for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-                os.environ.setdefault(name, "lo")
         dist.init_process_group(backend, rank=rank, world_size=world, timeout=TIMEOUT)
     return Ranks(rank, world, device)

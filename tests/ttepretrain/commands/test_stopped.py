@@ -19,12 +19,14 @@ from ttepretrain.errors import ExitCode
 
 # The command with a slow reader and frequent saves, so that signals meet it on the way.
 DRIVER = """
-import sys, time
+import signal, sys, time
 from ttepretrain.commands import batches, outputs
 from ttepretrain.commands.main import run
 from ttepretrain.errors import exit_with
 from ttepretrain.volume import refusal
 
+for number in (signal.SIGINT, signal.SIGHUP):  # a shell ignores them in what it starts in the background
+    signal.signal(number, signal.SIG_DFL)
 outputs.SAVE_SECONDS = outputs.SAVE_SHARE = 0.0
 refusal.WAIT_SECONDS = ()
 read = batches.preprocess_ct
@@ -164,3 +166,34 @@ def test_a_run_that_is_killed_three_times_embeds_every_good_scan_once(export, tm
     same = "quarantine.parquet"
     assert output.with_name(same).read_bytes() == undisturbed.with_name(same).read_bytes()
     assert sorted(path.name for path in output.parent.iterdir()) == ["e.parquet", same]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_risk_resumes_after_a_closed_terminal_with_the_same_bytes(export, tmp_path):
+    good = make_archive(tmp_path / "scans", 20)
+    undisturbed, output = tmp_path / "whole.parquet", tmp_path / "r.parquet"
+    command = ["risk", export, tmp_path / "scans", "--horizons", "30,365", "--batch-size", "2", "-o"]
+    whole(*command, undisturbed)
+    assert stopped(*command, output, number=signal.SIGHUP, after_saves=2, again=True) == ExitCode.INTERRUPTED
+    done = set(keys_of(output))
+    assert 0 < len(done) < len(good)
+    assert f"20 scans, {len(done)} of them already done" in whole(*command, output)
+    assert output.read_bytes() == undisturbed.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_two_runs_with_one_output_keep_all_rows_of_the_first(export, tmp_path):
+    good = make_archive(tmp_path / "scans", 20)
+    output = tmp_path / "e.parquet"
+    command = ["embed", export, tmp_path / "scans", "--batch-size", "2", "-o", output]
+    with start(*command, pause=0.2) as first:
+        assert re.search(r"\d+ scans are in e.parquet", "".join(first.stderr.readline() for _ in range(2)))
+        with start(*command) as second:
+            _, err = second.communicate(timeout=60)
+        assert second.returncode == ExitCode.INTEGRITY
+        assert f"e.parquet is in use by process {first.pid} on" in err
+        first.communicate(timeout=60)
+    assert first.returncode == 0
+    assert keys_of(output) == sorted(good)

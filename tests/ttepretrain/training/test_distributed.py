@@ -1,3 +1,6 @@
+import sys
+from pathlib import Path
+
 import pytest
 
 from ttepretrain.errors import ConfigError, IntegrityError
@@ -57,3 +60,22 @@ def fail_on_first() -> str:
 @pytest.mark.slow
 def test_sums_and_errors_reach_every_rank():
     assert run_distributed(fail_on_first, 2) == ["in use", "in use"]
+
+
+def listening() -> list[str]:
+    """Addresses that a process of its own listens on, as /proc/net/tcp has them."""
+    ranks = connect()
+    ranks.sum(1.0)
+    links = [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    own = {link[len("socket:[") : -1] for link in links if link.startswith("socket:[")}
+    tables = [Path(f"/proc/net/{name}") for name in ("tcp", "tcp6")]
+    rows = [line.split() for table in tables if table.exists() for line in table.read_text().splitlines()[1:]]
+    ranks.close()
+    return [row[1].split(":")[0] for row in rows if row[9] in own and row[3] == "0A"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_single_process_listens_on_loopback_alone():
+    ((*addresses,),) = run_distributed(listening, 1)
+    assert set(addresses) <= {"0100007F"}
