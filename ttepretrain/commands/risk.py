@@ -27,7 +27,10 @@ DESCRIPTION = """\
 Compute the probability that each task happens within each horizon and before
 death. The output is a parquet file with the columns key, task, horizon_days and
 risk. A scan that cannot be read is skipped; quarantine.parquet beside the output
-gives the reason."""
+gives the reason.
+
+Run the same command again to resume: scans already in the output are not read
+again."""
 EXAMPLE = "runs/default/pretrain/tte/export scans/ --horizons 30,180,365 -o risks.parquet"
 
 
