@@ -67,6 +67,7 @@ chaos: $(VENV)/.ready ## run the long tests: many kills, many damaged files, ove
 	$(PY) -m pytest -n 0 tests/jobs/test_prepare_chaos.py
 	$(PY) -m pytest -n 0 -m chaos tests/jobs/test_overfit.py
 	$(PY) -m pytest -n 2 -m chaos tests/ttepretrain/volume/test_fuzz.py
+	$(PY) -m pytest -n 0 -m chaos tests/ttepretrain/commands/test_stopped.py
 
 bench-gpu: $(VENV)/.ready ## test and measure every encoder on the GPU of this machine
 	$(PY) -m pytest -n 0 -m gpu tests/ttepretrain/test_cuda.py
