@@ -83,12 +83,14 @@ class Times(NamedTuple):
 
 def _times(frame: pl.DataFrame, table: Table, stem: str, clock: Clock) -> Times:
     """The datetime, or else the date. Where both are usable and lie more than a day apart, the date."""
-    exact, day = (
-        moments(frame[f"{stem}_{kind}"], f"{table.name}.{stem}_{kind}", clock.timezone, kind == "date")
-        for kind in ("datetime", "date")
-    )
+    where, zone = f"{table.name}.{stem}", clock.timezone
+    exact = moments(frame[f"{stem}_datetime"], f"{where}_datetime", zone)
+    day = moments(frame[f"{stem}_date"], f"{where}_date", zone, dates=True)
     odd = is_sentinel(exact.time), is_sentinel(day.time)
     at, on = exact.time.set(odd[0], None), day.time.set(odd[1], None)
+    if zone is not None:  # a midnight that the zone moved away from the day that the date says: written from the date
+        midnight = moments(frame[f"{stem}_datetime"], f"{where}_datetime", zone, dates=True).time
+        at = at.set(((midnight == on) & (midnight != at)).fill_null(False), None)
     # a day: one of the two may be in another zone
     apart = ((at.dt.truncate("1d") - on.dt.truncate("1d")).abs() > timedelta(days=1)).fill_null(False)
     given = at.is_not_null() & ~apart
@@ -186,7 +188,7 @@ def _persons(frame: pl.DataFrame, table: Table, clock: Clock) -> tuple[pl.DataFr
     sex = pl.col("concept").replace_strict(SEXES, default=None, return_dtype=pl.String)
     static[0] = static[0].with_columns(code=sex)
     births = birth.drop_nulls("time").with_columns(code=pl.lit(BIRTH))
-    died = moments(frame["death_datetime"], "person.death_datetime", clock.timezone)
+    died = moments(frame["death_datetime"], "person.death_datetime", clock.timezone, dates=True)
     alive = is_sentinel(died.time)  # 9999-12-31 or 1900-01-01: databases write them for no date
     dead = (died.time.is_not_null() & ~alive) | died.unreadable
     deaths = pl.DataFrame({"subject_id": subject, "time": died.time}).filter(dead).with_columns(code=pl.lit(DEATH))

@@ -65,6 +65,43 @@ def test_a_records_zoned_date_is_its_day():
     assert (counts["date_only"], counts["placeholder_dates"], counts["time_disagrees"]) == (1, 1, 0)
 
 
+@pytest.mark.parametrize(
+    ("written", "day", "time"),
+    [
+        (datetime(2020, 1, 4), datetime(2020, 1, 4), datetime(2020, 1, 4)),  # the datetime says no more than the date
+        (
+            datetime(2020, 1, 4),
+            datetime(2020, 1, 3),
+            datetime(2020, 1, 3, 19),
+        ),  # 7 p.m., as its date says
+        (datetime(2020, 1, 4, 12), datetime(2020, 1, 4), datetime(2020, 1, 4, 7)),
+    ],
+)
+@pytest.mark.parametrize("form", ["us", "text"])
+def test_a_zoned_midnight_on_the_day_of_the_date_beside_it_is_that_date(form, written, day, time):
+    frame = pl.DataFrame(
+        {name: pl.Series(name, [None]) for name in TABLES["condition_occurrence"].columns}
+        | {
+            "person_id": [1],
+            "condition_start_date": [day],
+            "condition_start_datetime": stored([written], "UTC", form),
+        }
+    )
+    rows, counts = rows_of(TABLES["condition_occurrence"], frame, Clock(NEW_YORK))
+    assert rows["time"].to_list() == [time]
+    assert counts["date_only"] == (time == day)
+
+
+def test_a_local_midnight_stays_a_moment_under_date_only_never():
+    frame = pl.DataFrame(
+        {name: pl.Series(name, [None]) for name in TABLES["condition_occurrence"].columns}
+        | {"person_id": [1], "condition_start_date": [date(2020, 1, 4)]}
+        | {"condition_start_datetime": [datetime(2020, 1, 4)]}
+    )
+    _, counts = rows_of(TABLES["condition_occurrence"], frame, Clock(NEW_YORK, "never"))
+    assert counts["date_only"] == 0
+
+
 def test_a_birth_at_midnight_is_a_birthday():
     person = pl.DataFrame(
         {name: pl.Series(name, [None]) for name in TABLES["person"].columns}
