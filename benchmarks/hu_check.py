@@ -96,6 +96,28 @@ def head(seed: int = 0) -> Body:
     return body.paint(1800, (0, 85, -95), (25, 10, 8))
 
 
+def finger() -> Body:
+    """Half of it is bone, and of one density: no scan has a denser peak near 1,000."""
+    body = Body(field_mm=0.07).paint(40, radii_xyz=(9, 9, 1000), soft_mm=0.3)
+    return body.paint(1200, radii_xyz=(6, 6, 1000), soft_mm=0.3).paint(200, radii_xyz=(2.5, 2.5, 1000), soft_mm=0.3)
+
+
+def knee() -> Body:
+    body = Body(field_mm=0.4).paint(FAT, radii_xyz=(70, 70, 1000)).paint(MUSCLE, radii_xyz=(60, 60, 1000))
+    return body.paint(1300, (0, 8, 0), (28, 28, 1000)).paint(SPONGY, (0, 8, 0), (25, 25, 1000))
+
+
+def temporal_bone() -> Body:
+    """Dense bone, cells of air and brain in a narrow field."""
+    body = Body(field_mm=0.15)
+    uneven = np.kron(body.rng.normal(0, 1, [-(-n // 4) for n in SHAPE_DHW]), np.ones((4, 4, 4)))
+    uneven = uneven[tuple(slice(n) for n in SHAPE_DHW)]
+    bone = 900 + 500 * body.rng.normal(0, 0.3, SHAPE_DHW)
+    body.hu_DHW = np.where(uneven > 0.9, -950, np.where(uneven < -0.6, 40, bone)).astype(np.float32)
+    body.hu_DHW[:, :20] = 35
+    return body
+
+
 def ringed(hu_DHW: np.ndarray, value: int = -2000) -> np.ndarray:
     """Padding outside the circle of reconstruction."""
     _, H, W = hu_DHW.shape
@@ -185,6 +207,9 @@ def phantoms() -> Iterator[tuple[str, np.ndarray]]:
         np.where(defaced(head().scanned(noise=5), 9999) == 9999, _noise(), head().scanned(noise=5)),
     )
     yield "head, face set to -1,024", defaced(head().scanned(noise=5), -1024)
+    yield "knee", knee().scanned()
+    yield "a finger, of dense bone", finger().scanned()
+    yield "temporal bone, narrow field", temporal_bone().scanned(noise=30)
     yield "chest, ring of -2,000", ringed(plain)
     yield "chest, ring of -3,024", ringed(plain, -3024)
     yield "chest, ring of -1,024", ringed(plain, -1024)

@@ -180,7 +180,8 @@ def _refuse_tissue_elsewhere(seen: Histogram) -> None:
     if seen.top > 300 and seen.at(seen.top) > 0.1 * seen.size:
         raise _refusal(seen, f"the highest value fills {seen.at(seen.top) / seen.size:.0%} of the image")
     dense = seen.peak(600, 1500)
-    if _has_tissue_near_1000(seen) or (dense.sharpness >= SHARP and dense.number > 0.25 * upper):
+    much = dense.sharpness >= SHARP and dense.number > 0.25 * upper and not _is_bone(seen, dense)
+    if much or _has_tissue_near_1000(seen):
         raise _refusal(seen, f"{dense.number / upper:.0%} of tissue lies near {seen.median(dense.hu):,.0f}")
     tissue = seen.tissue()
     if tissue is not None and tissue < LUNG_HU:
@@ -202,6 +203,13 @@ def _has_tissue_near_1000(seen: Histogram, sharp: float = 0.3) -> bool:
     """A sharp tissue at 600 to 1,500 HU, and next to nothing measured where air and lung should be."""
     dense, low = seen.peak(600, 1500), seen.number(BEYOND_AIR, LUNG_HU)
     return dense.sharpness >= sharp and dense.number > 0.01 * seen.number(LUNG_HU) and low < 0.005 * seen.number()
+
+
+def _is_bone(seen: Histogram, dense: Peak) -> bool:
+    """Denser than soft tissue to which 1,024 was added, beside air and soft tissue in their places: a finger."""
+    soft = seen.peak(0, 100)
+    in_place = soft.sharpness >= SHARP and soft.number > 0.2 * seen.number(LUNG_HU)
+    return dense.hu > 1120 and in_place and seen.share(-1100, -700) > 0.05
 
 
 def _is_doubtful(seen: Histogram) -> bool:
