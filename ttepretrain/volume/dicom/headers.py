@@ -40,7 +40,7 @@ BEFORE_PIXELS = (
 # The pixels must start within it, inflated or not. A header of a thousand frames has 4 MB; a deflated gigabyte, or a
 # file full of empty sequences, would fill the memory before it can be checked.
 MAX_HEADER_BYTES = 2**24
-MAX_SKIPS = 8  # of elements that nobody reads and that go beyond it, such as raw data of a vendor
+MAX_SKIPS = 8  # of elements that nobody reads and that go beyond it, such as raw data of a vendor; they do not count
 HEAD_BYTES = 1024
 UNDEFINED = 0xFFFFFFFF
 # In all sequences of a header; each takes a kilobyte when parsed. 4,096 frames with sixty items have half as many.
@@ -60,6 +60,17 @@ class Header:
     pixels_length: int  # bytes; 0xFFFFFFFF if undefined, as for compressed pixels
     elsewhere: int = 0  # bytes in private elements and pixels of other types; all of 4 GB for an undefined length
     damage: BadStudy | None = None  # of everything after the meta information, which is all that was read
+
+
+@dataclass(frozen=True)
+class _Body:
+    """What a header has after the meta information; the middle three as in Header."""
+
+    values: dict[str, Any]
+    pixels_at: int | None = None
+    pixels_length: int = 0
+    elsewhere: int = 0
+    last: int = 0  # where the value of the last element begins, within what was parsed
 
 
 @contextmanager
@@ -126,13 +137,13 @@ class HeaderReader:
         try:
             handle.seek(body_at)
             with declared_damage():
-                values, pixels_at, pixels_length, elsewhere = self._body(handle, syntax, body_at)
+                body = self._body(handle, syntax, body_at)
         except BadStudy as damage:
             return Header(file, syntax, storage_class, {}, body_at, None, 0, damage=damage)
-        return Header(file, syntax, storage_class, values, body_at, pixels_at, pixels_length, elsewhere)
+        found = body.values, body_at, body.pixels_at, body.pixels_length, body.elsewhere
+        return Header(file, syntax, storage_class, *found)
 
-    def _body(self, handle: BinaryIO, syntax: str, body_at: int) -> tuple[dict[str, Any], int | None, int, int]:
-        """Values, first byte of the pixels, their length, and the bytes that may be pixels elsewhere."""
+    def _body(self, handle: BinaryIO, syntax: str, body_at: int) -> _Body:
         size = os.fstat(handle.fileno()).st_size
         if syntax == DEFLATED:
             deflated = handle.read(MAX_HEADER_BYTES)
@@ -140,30 +151,30 @@ class HeaderReader:
             return self._elements(_bounded(inflated), syntax, 0)
         if size <= MAX_ITEMS * ITEM_BYTES:
             return self._elements(handle, syntax, 0)
-        values: dict[str, Any] = {}
-        start, elsewhere = body_at, 0
+        start, left, whole = body_at, MAX_HEADER_BYTES, _Body({})
         for _ in range(MAX_SKIPS + 1):
             handle.seek(start)
-            part = _bounded(handle.read(MAX_HEADER_BYTES))
-            said, pixels_at, pixels_length, beside = self._elements(part, syntax, start)
-            values, elsewhere = values | said, elsewhere + beside
+            part = _bounded(handle.read(left))
+            found = self._elements(part, syntax, start)
+            whole = replace(found, values=whole.values | found.values, elsewhere=whole.elsewhere + found.elsewhere)
             # an element that nobody reads is passed over, also where it ends beyond this part
-            if pixels_at is not None or part.tell() <= MAX_HEADER_BYTES or start + part.tell() >= size:
+            if found.pixels_at is not None or part.tell() <= left or start + part.tell() >= size:
                 break
-            start += part.tell()
-        return values, pixels_at, pixels_length, elsewhere
+            start, left = start + part.tell(), left - found.last
+        return whole
 
-    def _elements(self, body: BinaryIO, syntax: str, start: int) -> tuple[dict[str, Any], int | None, int, int]:
-        """The same of one stream that begins at `start` of the file."""
-        pixels_at, pixels_length, elsewhere = None, 0, 0
+    def _elements(self, body: BinaryIO, syntax: str, start: int) -> _Body:
+        """The body in one stream, which begins at `start` of the file."""
+        pixels_at, pixels_length, elsewhere, last = None, 0, 0, 0
 
         def at_pixels(tag: int, _vr: str | None, length: int) -> bool:
-            nonlocal pixels_at, pixels_length, elsewhere
+            nonlocal pixels_at, pixels_length, elsewhere, last
+            last = body.tell()
             if (tag >> 16) % 2 or (tag >> 16 == PIXEL_DATA >> 16 and tag != PIXEL_DATA):
                 elsewhere += length
             if not BEFORE_PIXELS(tag):
                 if tag == PIXEL_DATA:
-                    pixels_at, pixels_length = start + body.tell(), length
+                    pixels_at, pixels_length = start + last, length
                 return True
             return False
 
@@ -178,7 +189,7 @@ class HeaderReader:
         charset = dataset.original_character_set
         elements = ((KEYWORDS.get(int(element.tag)), element) for element in dataset.values())
         values = {keyword: self._value(keyword, element, charset) for keyword, element in elements if keyword}
-        return values, pixels_at, pixels_length, elsewhere
+        return _Body(values, pixels_at, pixels_length, elsewhere, last)
 
     def _value(self, keyword: str, element: RawDataElement | DataElement, charset: str | MutableSequence[str]) -> Any:
         if isinstance(element, DataElement):

@@ -27,6 +27,7 @@ TAGS_OF_PHASES = (
     "NominalPercentageOfRespiratoryPhase",
     "NominalRespiratoryTriggerDelayTime",
     "AcquisitionNumber",
+    "FrameAcquisitionNumber",
     "FrameAcquisitionDateTime",
     "AcquisitionDateTime",
     "AcquisitionTime",

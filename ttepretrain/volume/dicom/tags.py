@@ -24,7 +24,7 @@ TAGS = """
     PixelSpacing ImageOrientationPatient ImagePositionPatient GantryDetectorTilt LossyImageCompression
     TemporalPositionIndex TemporalPositionIdentifier TemporalPositionTimeOffset NominalPercentageOfCardiacPhase
     NominalCardiacTriggerDelayTime ActualCardiacTriggerDelayTime TriggerTime NominalPercentageOfRespiratoryPhase
-    NominalRespiratoryTriggerDelayTime StackID AcquisitionNumber AcquisitionTime ContentTime
+    NominalRespiratoryTriggerDelayTime StackID AcquisitionNumber FrameAcquisitionNumber AcquisitionTime ContentTime
     AcquisitionDate ContentDate AcquisitionDateTime FrameAcquisitionDateTime SeriesDate SeriesTime StudyDate StudyTime
     Manufacturer ConvolutionKernel KVP ContrastBolusAgent ContrastBolusAgentSequence SliceThickness
     DerivationDescription

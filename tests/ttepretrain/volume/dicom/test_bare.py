@@ -1,4 +1,4 @@
-"""Files that other readers take and that lack something: the marker, the syntax, pixels in their place (fault B4)."""
+"""Files that other readers take and that lack something: the marker, the syntax, pixels in their place."""
 
 import os
 import socket
@@ -13,6 +13,7 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from ttepretrain.errors import BadStudy
 from ttepretrain.volume.checks import Flag, Reason
+from ttepretrain.volume.dicom import headers
 from ttepretrain.volume.dicom.reader import read_dicom
 from ttepretrain.volume.dicom.syntaxes import bare_syntax
 
@@ -120,6 +121,23 @@ def test_long_private_elements_before_the_pixels_are_passed_over(tmp_path, chest
 
     write_series(tmp_path, *chest, edit=edit)
     np.testing.assert_array_equal(read_dicom(tmp_path).hu_DHW, chest[0])
+
+
+@pytest.mark.parametrize(("runs", "reached"), [(1, True), (2, False)])
+def test_what_is_passed_over_buys_no_further_header(tmp_path, chest, write_series, monkeypatch, runs, reached):
+    """Runs of 40 kB with a long element after each: two are more than a header of 64 kB has."""
+    monkeypatch.setattr(headers, "MAX_HEADER_BYTES", 2**16)
+    monkeypatch.setattr(headers, "MAX_ITEMS", 2**10)
+
+    def edit(_, dataset):
+        for run in range(runs):
+            block = dataset.private_block(0x0051 + 2 * run, "VENDOR", create=True)
+            for number in range(200):
+                block.add_new(number, "OB", bytes(192))
+            block.add_new(0xFF, "OB", bytes(2**16))
+
+    file = write_series(tmp_path, *chest, edit=edit)[0]
+    assert (headers.HeaderReader().read(file).pixels_at is not None) == reached
 
 
 def test_pixels_in_a_private_element_only_are_named(tmp_path, chest, write_series):

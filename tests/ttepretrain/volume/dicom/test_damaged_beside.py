@@ -1,4 +1,4 @@
-"""Damaged files that are no slices of the series do not refuse it; those that may be do (fault B4)."""
+"""Damaged files that are no slices of the series do not refuse it; those that may be do."""
 
 import numpy as np
 import pydicom

@@ -121,7 +121,7 @@ def test_tilt_follows_the_positions_and_is_flagged(tmp_path, geometry, write_ser
 
 
 def test_runs_of_108_40_and_70_mm_become_even(tmp_path, geometry, write_series):
-    """The steps of a real head scan (B9), of a volume that is linear along the slices: interpolation is exact."""
+    """The steps of a real head scan, of a volume that is linear along the slices: interpolation is exact."""
     z_mm = np.cumsum([0.0, *[1.08] * 8, *[4.0] * 6, *[7.0] * 5])
     affine = geometry.dicom_affine((len(z_mm), 12, 17), (1.08, 2.0, 1.5))
     hu_DHW = np.broadcast_to(np.round(25 * z_mm)[:, None, None], (len(z_mm), 12, 17)).astype(np.int16)  # 27 a step
@@ -265,7 +265,7 @@ def test_slices_nearer_than_a_share_of_the_step_are_one_place_twice(tmp_path, ge
 
 
 def test_the_widest_allowed_step_is_configurable(tmp_path, geometry, write_series):
-    """`volume.max_gap_mm` refuses wide even spacing and wide runs alike (B9)."""
+    """`volume.max_gap_mm` refuses wide even spacing and wide runs alike."""
     write_series(tmp_path / "even", marked(), geometry.dicom_affine(SHAPE, SPACING))
     assert read_dicom(tmp_path / "even", Reading(max_gap_mm=4.5)).flags == ()
     assert reason_of(tmp_path / "even", Reading(max_gap_mm=4.0)) == Reason.BAD_SPACING
@@ -290,7 +290,7 @@ def test_two_slices_missing_at_the_end_are_not_claimed(tmp_path, geometry, write
 
 
 def test_overlapping_reconstruction_is_even(tmp_path, geometry, write_series):
-    """Slices of 5 mm every 2 mm: thickness plays no part in spacing (B9)."""
+    """Slices of 5 mm every 2 mm: thickness plays no part in spacing."""
     affine = geometry.dicom_affine(SHAPE, (2.0, 1.7, 2.6))
     write_series(tmp_path, marked(), affine, edit=lambda _, ds: setattr(ds, "SliceThickness", 5.0))
     image = read_dicom(tmp_path)

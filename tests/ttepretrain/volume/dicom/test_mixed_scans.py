@@ -1,4 +1,4 @@
-"""Slices of two scans under one series UID are refused; regions of a protocol are not (fault B12)."""
+"""Slices of two scans under one series UID are refused; regions of a protocol are not."""
 
 import time
 

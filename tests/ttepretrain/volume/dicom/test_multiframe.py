@@ -1,4 +1,4 @@
-"""Many frames in one file: Enhanced CT written by hand, Legacy Converted Enhanced CT by highdicom (fault B15)."""
+"""Many frames in one file: Enhanced CT written by hand, Legacy Converted Enhanced CT by highdicom."""
 
 import math
 import time

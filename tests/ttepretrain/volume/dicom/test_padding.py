@@ -1,4 +1,4 @@
-"""Padding values: air where they lie below tissue, and no holes in the body where they do not (fault B14)."""
+"""Padding values: air where they lie below tissue, and no holes in the body where they do not."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""A series that covers its positions several times: separated by one tag, or refused (fault B8)."""
+"""A series that covers its positions several times: separated by one tag, or refused."""
 
 import shutil
 import time
@@ -151,12 +151,12 @@ GROUPS = {
     "TemporalPositionSequence": {"TemporalPositionTimeOffset": (0.0, 12.5)},
     "CardiacSynchronizationSequence": {"NominalPercentageOfCardiacPhase": (5.0, 75.0)},
     "RespiratorySynchronizationSequence": {"NominalPercentageOfRespiratoryPhase": (0.0, 50.0)},
-    "FrameContentSequence": {"StackID": ("1", "2")},
+    "FrameContentSequence": {"StackID": ("1", "2"), "FrameAcquisitionNumber": (1, 2)},
 }
 
 
-@pytest.mark.parametrize("group", GROUPS)
-def test_enhanced_frames_name_their_phase_in_any_group(tmp_path, chest, enhanced, group):
+@pytest.mark.parametrize(("group", "keyword"), [(group, keyword) for group in GROUPS for keyword in GROUPS[group]])
+def test_enhanced_frames_name_their_phase_in_any_group(tmp_path, chest, enhanced, group, keyword):
     hu_DHW, affine = chest
     both_DHW = np.concatenate([hu_DHW, hu_DHW + np.int16(LATER_HU)])
 
@@ -164,8 +164,7 @@ def test_enhanced_frames_name_their_phase_in_any_group(tmp_path, chest, enhanced
         frames = dataset.PerFrameFunctionalGroupsSequence
         for d, frame in enumerate(frames):
             content = Dataset()
-            ((keyword, values),) = GROUPS[group].items()
-            setattr(content, keyword, values[d // 12])
+            setattr(content, keyword, GROUPS[group][keyword][d // 12])
             setattr(frame, group, Sequence([content]))
             frame.PlanePositionSequence = frames[d % 12].PlanePositionSequence
 

@@ -1,4 +1,4 @@
-"""Pixels that decode although they were lost, or whose scaling was, are refused or flagged (fault B17)."""
+"""Pixels that decode although they were lost, or whose scaling was, are refused or flagged."""
 
 import gdcm
 import numpy as np

@@ -1,4 +1,4 @@
-"""BitsStored against the values themselves: signs, marks in unused bits, values that need more (fault B14)."""
+"""BitsStored against the values themselves: signs, marks in unused bits, values that need more."""
 
 import _CharLS
 import gdcm
