@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ LOCK_NAME = ".lock"
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
     """The folder is this process's for the block; raises IntegrityError naming the holder when it is another's."""
-    with (folder / LOCK_NAME).open("a+") as file:
+    with _open(folder / LOCK_NAME) as file:
         _take(file, folder)
         try:
             yield
@@ -37,12 +38,12 @@ def file_lock(path: Path, wait: bool = False) -> Iterator[None]:
     `.NAME.lock` stands beside the file meanwhile, and is removed.
     """
     lock = path.with_name(f".{path.name}{LOCK_NAME}")
-    file = lock.open("a+")
+    file = _open(lock)
     try:
         _take(file, path, wait)
         while not _is(file, lock):  # its last holder removed it after it was opened here
             file.close()
-            file = lock.open("a+")
+            file = _open(lock)
             _take(file, path, wait)
         try:
             yield
@@ -50,6 +51,21 @@ def file_lock(path: Path, wait: bool = False) -> Iterator[None]:
             lock.unlink(missing_ok=True)
     finally:
         file.close()
+
+
+def _open(lock: Path) -> IO[str]:
+    """Follows no link: the lock is emptied, and whoever may write its folder could choose which file."""
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        handle = os.open(lock, flags, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO):  # a link, a socket
+            raise
+    else:
+        if stat.S_ISREG(os.fstat(handle).st_mode):
+            return os.fdopen(handle, "a+")
+        os.close(handle)
+    raise IntegrityError(f"{lock} is not a regular file, as a lock must be; remove it")
 
 
 def _take(file: IO[str], path: Path, wait: bool = False) -> None:

@@ -96,3 +96,23 @@ def test_a_disk_without_locks_is_told_as_such(tmp_path, monkeypatch):
     monkeypatch.setattr("ttepretrain.lock.fcntl.flock", fail)
     with pytest.raises(IntegrityError, match=r"cannot be locked \(No locks available\)"), file_lock(tmp_path / "e"):
         pass
+
+
+@pytest.mark.parametrize("lock", [folder_lock, lambda folder: file_lock(folder / "e.parquet")])
+@pytest.mark.parametrize("kind", ["link", "link to nothing", "pipe"])
+def test_a_lock_that_somebody_else_laid_there_empties_no_file(tmp_path, lock, kind):
+    """In a folder that others may write, such as those below /tmp."""
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    for name in (".lock", ".e.parquet.lock"):
+        if kind == "pipe":
+            os.mkfifo(tmp_path / name)
+        else:
+            (tmp_path / name).symlink_to(precious if kind == "link" else "nowhere")
+    with (
+        pytest.raises(IntegrityError, match=r"\.lock is not a regular file, as a lock must be; remove it"),
+        lock(tmp_path),
+    ):
+        pass
+    assert precious.read_text() == "precious"
+    assert not (tmp_path / "nowhere").exists()
