@@ -135,12 +135,19 @@ def exit_with(main: Callable[[list[str]], None], command: str, arguments: list[s
         sys.exit(ExitCode.INTERRUPTED)
 
 
+class _Stopped(KeyboardInterrupt):
+    """Python ends a process by SIGINT, whatever its exit code, once `exec` of a text was left by KeyboardInterrupt
+    itself; importing a dataclass is such a moment.
+    """
+
+
 @contextmanager
 def _interrupted_by_signals() -> Iterator[None]:
     """Every signal of STOPPING raises KeyboardInterrupt, so that a command saves what is done, however it is stopped.
 
     One that is ignored stays so: `nohup` ignores SIGHUP. Programs that are started in the block begin with the
-    system's own handlers; Ray's workers are such.
+    system's own handlers; Ray's workers are such. Once one has come the process is to end: after the block it ignores
+    them all.
     """
     if threading.current_thread() is not threading.main_thread():  # Python lets no other thread set handlers
         yield
@@ -152,7 +159,7 @@ def _interrupted_by_signals() -> Iterator[None]:
         if first and now - first[0] < SAME_REQUEST_SECONDS:
             return
         first.append(now)
-        raise KeyboardInterrupt
+        raise _Stopped
 
     usual = (signal.SIG_DFL, signal.default_int_handler)
     previous = {number: signal.getsignal(number) for number in STOPPING if signal.getsignal(number) in usual}
@@ -161,5 +168,5 @@ def _interrupted_by_signals() -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for number, handler in previous.items():  # a request that is repeated now must not decide the exit code
+            signal.signal(number, signal.SIG_IGN if first else handler)

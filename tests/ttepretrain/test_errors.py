@@ -16,13 +16,16 @@ from ttepretrain.log import log
 @pytest.fixture(autouse=True)
 def quiet():
     handlers, level = log.handlers[:], log.level
+    signals = {number: signal.getsignal(number) for number in STOPPING}
     yield
+    for number, handler in signals.items():
+        signal.signal(number, handler)
     log.handlers[:] = handlers
     log.setLevel(level)
 
 
 @pytest.mark.parametrize("number", STOPPING)
-def test_a_signal_is_an_interruption_and_the_handlers_come_back(number, capsys):
+def test_a_signal_is_an_interruption(number, capsys):
     cleaned = []
 
     def main(_arguments):
@@ -32,13 +35,40 @@ def test_a_signal_is_an_interruption_and_the_handlers_come_back(number, capsys):
         finally:
             cleaned.append(True)
 
-    before = signal.getsignal(number)
     with pytest.raises(SystemExit) as ended:
         exit_with(main, "embed", [])
     assert ended.value.code == ExitCode.INTERRUPTED
     assert cleaned == [True]
-    assert signal.getsignal(number) == before
     assert capsys.readouterr().err == "embed: error: interrupted; run the same command again to resume\n"
+
+
+def test_without_a_signal_the_handlers_come_back():
+    before = [signal.getsignal(number) for number in STOPPING]
+    exit_with(lambda _: None, "embed", [])
+    assert [signal.getsignal(number) for number in STOPPING] == before
+
+
+# Interrupts `exec` of a text, as in the import of a dataclass; then repeats the request while Python ends.
+ENDING = """
+import atexit, os, signal, time
+from ttepretrain.errors import exit_with
+
+def again():
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.05)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+atexit.register(again)
+exit_with(lambda _: exec("import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(5)"), "embed", [])
+"""
+
+
+def test_the_exit_code_is_75_wherever_a_signal_arrives_and_however_often():
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", ENDING], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == ExitCode.INTERRUPTED, done.stderr
+    assert done.stderr == "embed: error: interrupted; run the same command again to resume\n"
 
 
 def test_the_same_request_twice_does_not_interrupt_the_saving():
