@@ -18,14 +18,16 @@ from ttepretrain.plain_text import shown
 
 MOST_VALUES = 2_000_000  # of one document: numbers, texts, lists; 200 MB in memory
 MOST_LEVELS = 16  # of lists and mappings in one another, where any content is allowed
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # first bytes of what stands for a file not downloaded
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 @contextmanager
 def open_regular(path: Path, most_bytes: int) -> Iterator[BufferedReader]:
-    """A regular file to read, also behind a link. Raises ConfigError for a pipe, a device, a folder or a larger file.
+    """A regular file to read, also behind a link. Raises ConfigError for a pipe, a device, a folder or a larger file,
+    and for what Git leaves in the place of a large file.
 
-    Nothing of the file is read yet: opening a pipe would block, and /dev/zero never ends.
+    Nothing of another file is read: opening a pipe would block, and /dev/zero never ends.
     """
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         found = os.fstat(file.fileno())
@@ -33,6 +35,8 @@ def open_regular(path: Path, most_bytes: int) -> Iterator[BufferedReader]:
             raise ConfigError(f"{path.name} is not a regular file")
         if found.st_size > most_bytes:
             raise ConfigError(f"{path.name} has {found.st_size} bytes; at most {most_bytes} are read")
+        if file.peek(len(LFS_POINTER)).startswith(LFS_POINTER):
+            raise ConfigError(f"{path.name} is a Git LFS pointer, not the file itself; run `git lfs pull`")
         yield file
 
 

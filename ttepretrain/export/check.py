@@ -36,11 +36,13 @@ def reference_features(encoder: Encoder, windows: tuple[Window, ...]) -> Tensor:
 
 
 def check_features(encoder: Encoder, export: Export) -> None:
-    """Raise ExportError where the encoder's features differ from those in its export, if it stores any."""
+    """Raise ExportError where the encoder's features are not finite, or differ from those that its export stores."""
+    found = reference_features(encoder, export.spec.windows)
+    if not found.isfinite().all():
+        raise ExportError(f"{export.folder}: the encoder's features are not finite; copy or export it again")
     if export.reference_features is None:
         return
     expected = torch.tensor(export.reference_features)
-    found = reference_features(encoder, export.spec.windows)
     difference, norm = (found - expected).norm(), expected.norm()
     if not difference <= TOLERANCE * norm:
         here = versions()

@@ -65,9 +65,9 @@ def read_export(folder: Path) -> Export:
     The header of the weights is compared with what the description promises; no weight is read but for its checksum.
     """
     folder = Path(folder)
-    if not folder.exists() and previous_of(folder).exists():  # a writer died between its two renames
-        folder = previous_of(folder)
     with _refused(folder, "manifest.json"):
+        if not folder.exists() and previous_of(folder).exists():  # a writer died between its two renames
+            folder = previous_of(folder)
         manifest = read_regular(folder / "manifest.json", MOST_MANIFEST_BYTES)
         expected = _digests(parse_json(manifest))
     with _refused(folder, "config.json"):
@@ -201,14 +201,19 @@ def _check_head(config: dict[str, Any], tasks: TaskSet, tensors: dict[str, Store
 
 
 def read_weights(export: Export) -> dict[str, Tensor]:
-    """All tensors of the export, on the CPU."""
+    """All tensors of the export, on the CPU. Raises ExportError where another export has taken its place meanwhile."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        return load_file(export.folder / "model.safetensors")
+        weights = load_file(export.folder / "model.safetensors")
     except (SafetensorError, OSError) as error:
         raise ExportError(f"{export.folder / 'model.safetensors'} cannot be read: {error}") from None
+    with _refused(export.folder, "manifest.json"):
+        now = read_regular(export.folder / "manifest.json", MOST_MANIFEST_BYTES)
+    if hashlib.sha256(now).hexdigest() != export.fingerprint:
+        raise ExportError(f"{export.folder} was replaced while it was read; run the command again")
+    return weights
 
 
 def previous_of(folder: Path) -> Path:

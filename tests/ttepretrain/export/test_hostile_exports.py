@@ -417,3 +417,40 @@ def test_info_of_any_export_imports_no_torch(tiny, copy):
     assert done.returncode == 0, done.stderr
     assert "vit_liere, norm group, 8 features" in done.stdout
     assert "volume.shape_DHW must be three whole numbers (D H W) between 4 and 1024" in done.stdout
+
+
+@pytest.mark.parametrize("name", [*folder_module.CHECKED, "manifest.json"])
+def test_a_file_that_git_lfs_has_not_downloaded_is_called_so(copy, name):
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 12345\n"
+    (copy / name).write_text(pointer)
+    with pytest.raises(ExportError, match=rf"{name} is a Git LFS pointer, not the file itself; run `git lfs pull`"):
+        read_export(copy)
+
+
+def without_reference(folder: Path, change) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    del config["reference_features"]
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    (folder / "model.safetensors").write_bytes(save(weights))
+    seal(folder)
+
+
+def test_finite_weights_whose_features_are_not_are_refused_where_no_reference_tells(copy):
+    def overflow(weights):
+        for name, tensor in weights.items():
+            weights[name] = torch.full_like(tensor, 1e30) if name.startswith("encoder.") else tensor
+
+    without_reference(copy, overflow)
+    with pytest.raises(ExportError, match="features are not finite"):
+        load_encoder(copy)
+    with pytest.raises(ExportError, match="features are not finite"):
+        load_model(copy)
+
+
+def test_an_export_that_is_replaced_while_it_is_read_mixes_nothing(copy):
+    export = read_export(copy)
+    without_reference(copy, lambda _: None)
+    with pytest.raises(ExportError, match="was replaced while it was read; run the command again"):
+        folder_module.read_weights(export)
