@@ -21,10 +21,17 @@ INPUT = (
 LONGEST_NAME = 230  # bytes; temporary names are up to 20 longer, and file systems allow 255
 
 
+def path_given(text: str) -> Path:
+    """An unset variable of a shell must not stand for the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; write . for the current folder")
+    return Path(text)
+
+
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """EXPORT, INPUT, --output, --batch-size and --device, for a command that applies a model to scans."""
-    parser.add_argument("export", type=Path, metavar="EXPORT", help="export folder, as written by pretraining")
-    parser.add_argument("inputs", type=Path, nargs="+", metavar="INPUT", help=INPUT)
+    parser.add_argument("export", type=path_given, metavar="EXPORT", help="export folder, as written by pretraining")
+    parser.add_argument("inputs", type=path_given, nargs="+", metavar="INPUT", help=INPUT)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="parquet file to write")
     parser.add_argument("--batch-size", type=int, default=4, metavar="N", help="scans per forward pass (default: 4)")
     parser.add_argument("--device", default="cpu", help="torch device, such as cuda or cuda:1 (default: cpu)")
@@ -57,14 +64,10 @@ def written_alone(option: str, path: Path, is_ours: Callable[[Path], bool]) -> I
     IntegrityError, naming the other process, where there is one. What killed writers of this file left is removed.
     """
     target = Path(os.path.realpath(path))
-    if not target.parent.is_dir():
-        raise ConfigError(f"{option}: the folder {target.parent} does not exist")
-    if target.is_dir():
-        raise ConfigError(f"{option} {path} is a folder; name a file")
-    if len(os.fsencode(target.name)) > LONGEST_NAME:
-        raise ConfigError(f"{option}: the name of {path} is too long")
-    if target.exists() and not stat.S_ISREG(target.stat().st_mode):
-        raise ConfigError(f"{option} {path} is a pipe, socket or device; name a file")
+    try:
+        _check_target(option, path, target)
+    except OSError as error:  # a folder on the way that may not be entered
+        raise ConfigError(f"{option} {path} cannot be written: {error.strerror}") from None
     with _locked(option, target):
         try:
             remove_leftovers(target)
@@ -74,6 +77,17 @@ def written_alone(option: str, path: Path, is_ours: Callable[[Path], bool]) -> I
         if not ours:
             raise ConfigError(f"{option} {path} exists and was not written by this command; name another")
         yield target
+
+
+def _check_target(option: str, path: Path, target: Path) -> None:
+    if len(os.fsencode(target.name)) > LONGEST_NAME:
+        raise ConfigError(f"{option}: the name of {path} is too long")
+    if not target.parent.is_dir():
+        raise ConfigError(f"{option}: the folder {target.parent} does not exist")
+    if target.is_dir():
+        raise ConfigError(f"{option} {path} is a folder; name a file")
+    if target.exists() and not stat.S_ISREG(target.stat().st_mode):
+        raise ConfigError(f"{option} {path} is a pipe, socket or device; name a file")
 
 
 @contextmanager

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import torch
 from torch import Tensor
 
 from ttepretrain.commands.outputs import ResultFile
+from ttepretrain.commands.say import say
 from ttepretrain.commands.scans import Scan
-from ttepretrain.errors import BadDataError, BadStudy
+from ttepretrain.errors import BadDataError, BadStudy, ExportError
 from ttepretrain.volume.preprocess import preprocess_ct
 from ttepretrain.volume.refusal import read_or_refuse
 from ttepretrain.volume.spec import VolumeSpec
@@ -26,11 +28,20 @@ def fill(
     """Add the rows of every usable scan that `results` lacks. `load` brings the model where there is one to do."""
     todo = results.missing(scans)
     if len(todo) < len(scans):
-        print(f"{len(scans)} scans, {len(scans) - len(todo)} of them already done", flush=True)
+        say(f"{len(scans)} scans, {len(scans) - len(todo)} of them already done")
     if todo:
         rows_of = load()
         for keys, volume_BDHW in volumes_of(todo, spec, batch_size, results.refused):
-            results.add(keys, rows_of(keys, volume_BDHW))
+            rows = rows_of(keys, volume_BDHW)
+            _require_finite(rows.columns[-1])
+            results.add(keys, rows)
+
+
+def _require_finite(values: pa.ChunkedArray) -> None:
+    while pa.types.is_list(values.type):
+        values = pa.compute.list_flatten(values)
+    if not np.isfinite(values.to_numpy()).all():
+        raise ExportError("the export's network gives values that are not finite; copy or export it again")
 
 
 def volumes_of(
@@ -53,6 +64,6 @@ def report(scans: int, refused: int, output: Path) -> None:
     """Print how many scans are in `output`. Raises BadDataError when every scan was refused."""
     if refused == scans:
         raise BadDataError(f"none of {scans} scans can be used; quarantine.parquet has the reasons")
-    print(f"{scans - refused} of {scans} scans are in {output.name}")
+    say(f"{scans - refused} of {scans} scans are in {output.name}")
     if refused:
-        print(f"{refused} cannot be used; quarantine.parquet has the reasons")
+        say(f"{refused} cannot be used; quarantine.parquet has the reasons")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import statistics
 import time
 from collections import Counter
@@ -19,7 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ttepretrain.commands.arguments import INPUT, written_alone
+from ttepretrain.commands.arguments import INPUT, path_given, written_alone
+from ttepretrain.commands.say import say
 from ttepretrain.commands.scans import Scan, find_scans
 from ttepretrain.errors import BadDataError, BadStudy, ConfigError, most_bad
 from ttepretrain.files import write_json
@@ -65,7 +67,7 @@ class Finding:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("inputs", type=Path, nargs="+", metavar="INPUT", help=INPUT)
+    parser.add_argument("inputs", type=path_given, nargs="+", metavar="INPUT", help=INPUT)
     parser.add_argument(
         "--preset", default="default", help="read the scans as with this volume.preset (default: default)"
     )
@@ -80,6 +82,8 @@ def run(parsed: argparse.Namespace) -> None:
     """Raises ConfigError for an impossible option before any scan is read."""
     if parsed.montage_scans < 1:
         raise ConfigError(f"--montage-scans must be at least 1; got {parsed.montage_scans}")
+    if parsed.json and parsed.montage and os.path.realpath(parsed.json) == os.path.realpath(parsed.montage):
+        raise ConfigError("--json and --montage name the same file; name two")
     outputs = {"--json": (parsed.json, JSON_MARK), "--montage": (parsed.montage, MONTAGE_MARK)}
     with ExitStack() as alone:
         files = {
@@ -106,11 +110,11 @@ def diagnose(inputs: Sequence[Path], preset: str, json_file: Path | None, montag
     pictures = Montage(spec, len(scans), shown) if montage else None
     findings = examine(scans, spec, pictures)
     unsealed = sum(scan.path.name.lower().endswith(".nii") for scan in scans)
-    print("\n".join(table(findings, unsealed)), flush=True)
     if json_file:
         write_json(json_file, document(findings, spec, preset, unsealed))
+    say("\n".join(table(findings, unsealed)))
     if montage and pictures:
-        print(pictures.save(montage))
+        say(pictures.save(montage))
     bad, limit = sum(finding.code is not None for finding in findings), most_bad(len(findings))
     if bad > limit:
         raise BadDataError(f"{bad} of {len(findings)} scans cannot be used; jobs.prepare would accept {limit:g}")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
+from ttepretrain.commands.arguments import path_given
+from ttepretrain.commands.say import say
 from ttepretrain.plain_text import MOST, plain
 
 SUMMARY = "show what an export contains"
@@ -15,7 +16,7 @@ EXAMPLE = "runs/default/pretrain/tte/export"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("export", type=Path, metavar="EXPORT", help="export folder, as written by pretraining")
+    parser.add_argument("export", type=path_given, metavar="EXPORT", help="export folder, as written by pretraining")
 
 
 def run(parsed: argparse.Namespace) -> None:
@@ -40,6 +41,6 @@ def run(parsed: argparse.Namespace) -> None:
     }
     shown = {plain(key, 40): plain(value, 4 * MOST) for key, value in lines.items()}  # an export is somebody else's
     width = max(map(len, shown))
-    print("\n".join(f"{key:{width}}  {value}" for key, value in shown.items()))
+    say("\n".join(f"{key:{width}}  {value}" for key, value in shown.items()))
     if export.synthetic:
-        print("Trained on synthetic data: the weights know nothing about patients.")
+        say("Trained on synthetic data: the weights know nothing about patients.")

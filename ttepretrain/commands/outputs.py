@@ -20,7 +20,7 @@ import pyarrow.parquet as parquet
 
 from ttepretrain.commands.arguments import written_alone
 from ttepretrain.commands.scans import Scan
-from ttepretrain.errors import BadStudy, ConfigError, IntegrityError
+from ttepretrain.errors import BadStudy, ConfigError, IntegrityError, ResourceError
 from ttepretrain.files import remove_leftovers, replacing
 from ttepretrain.lock import file_lock
 from ttepretrain.log import log
@@ -58,7 +58,7 @@ class ResultFile:
         self._stamps: dict[str, Stamp] = {}
         self._found: dict[str, Stamp] = {}  # of this run's scans, from before they are read
         self.refused: dict[str, BadStudy] = {}  # scans of this run that cannot be used
-        self._pending: list[pa.Table] = []
+        self._pending: list[tuple[Sequence[str], pa.Table]] = []  # keys and their rows, not yet in the file
         self._replaced: set[str] = set()  # keys whose rows in the file are out of date
         self._saved, self._took = time.monotonic(), 0.0
         if path.exists():
@@ -76,9 +76,12 @@ class ResultFile:
             raise ConfigError(
                 f"--output {self._path} was made with other --horizons or --tasks; name another file, or remove it"
             )
-        self._stamps = json.loads(said[SCANS])
-        if num_rows != len(self._stamps) * self._per_scan:
-            raise IntegrityError(f"{self._path} has {num_rows} rows of {len(self._stamps)} scans; remove it")
+        try:
+            self._stamps = json.loads(said[SCANS])
+        except ValueError:
+            self._stamps = {}
+        if not isinstance(self._stamps, dict) or num_rows != len(self._stamps) * self._per_scan:
+            raise IntegrityError(f"{self._path} has {num_rows} rows, not those of the scans it lists; remove it")
 
     def missing(self, scans: Sequence[Scan]) -> list[Scan]:
         """The scans without rows here. Rows of a file that has changed since are dropped: it may be another scan."""
@@ -98,11 +101,10 @@ class ResultFile:
 
     def add(self, keys: Sequence[str], rows: pa.Table) -> None:
         """Rows of scans that were `missing`, in this order. They reach the disk from time to time, and with `save`."""
-        self._pending.append(rows)
-        self._stamps |= {key: self._found[key] for key in keys}
+        self._pending.append((keys, rows))  # one step: a signal may come at any moment
         if (
             time.monotonic() - self._saved > max(SAVE_SECONDS, SAVE_SHARE * self._took)
-            or sum(table.nbytes for table in self._pending) > PENDING_BYTES
+            or sum(table.nbytes for _, table in self._pending) > PENDING_BYTES
         ):
             self.save()
             log.info("%d scans are in %s", len(self._stamps), self._path.name)
@@ -112,15 +114,17 @@ class ResultFile:
         if not self._pending and not self._replaced:
             return
         start = time.monotonic()
-        metadata = self._made_by | {SCANS: json.dumps(self._stamps).encode()}
+        stamps = self._stamps | {key: self._found[key] for keys, _ in self._pending for key in keys}
+        metadata = self._made_by | {SCANS: json.dumps(stamps).encode()}
         schema = self._schema.with_metadata(metadata)
         with (
             replacing(self._path) as part,
             part.open("wb") as file,
-            parquet.ParquetWriter(file, schema, compression="zstd") as writer,
+            parquet.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer,
         ):
             for table in self._groups():
                 writer.write_table(table.cast(schema), row_group_size=len(table))
+        self._stamps = stamps
         self._pending, self._replaced = [], set()
         self._saved = time.monotonic()
         self._took = self._saved - start
@@ -141,15 +145,21 @@ class ResultFile:
     def _tables(self) -> Iterator[pa.Table]:
         """Rows of the file, without those that are out of date, then the new ones."""
         # An interruption just after a save leaves its rows both in the file and here.
-        new = [key for table in self._pending for key in table["key"].to_pylist()[:: self._per_scan]]
+        new = [key for keys, _ in self._pending for key in keys]
         dropped = pa.array([*self._replaced, *new], pa.string())
         if self._path.exists():
             with _opened(self._path) as file:
                 for group in range(file.num_row_groups):
-                    table = file.read_row_group(group).replace_schema_metadata()
+                    table = self._group(file, group)
                     stays = pa.compute.invert(pa.compute.is_in(table["key"], value_set=dropped))
                     yield table.filter(stays) if len(dropped) else table
-        yield from self._pending
+        yield from (table for _, table in self._pending)
+
+    def _group(self, file: parquet.ParquetFile, group: int) -> pa.Table:
+        try:
+            return file.read_row_group(group).replace_schema_metadata()
+        except (pa.ArrowException, OSError):
+            raise IntegrityError(f"{self._path} is damaged; remove it, and run the command again") from None
 
 
 @contextmanager
@@ -170,28 +180,34 @@ def result_file(
         if target.name.lower() == QUARANTINE_NAME:
             raise ConfigError(f"--output {output}: the reasons of refused scans go to {QUARANTINE_NAME}; name another")
         _refuse_place(target, [export.folder, *(scan.path for scan in scans)])
-        _read_quarantine(quarantine_of(target))
+        _check_quarantine(quarantine_of(target))
         results = ResultFile(target, schema, export.fingerprint, settings, per_scan)
         try:
             yield results
         finally:
-            results.save()
-            _write_quarantine(target, results.keys | results.refused.keys(), results.refused)
+            try:
+                results.save()
+                _write_quarantine(target, results.keys | results.refused.keys(), results.refused)
+            except OSError as error:  # its folder has gone, its disk has failed
+                raise ResourceError(f"--output {output} can no longer be written: {error.strerror}") from None
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[parquet.ParquetFile]:
     """pyarrow itself opens no file whose name is not UTF-8."""
     with path.open("rb") as file:
-        yield parquet.ParquetFile(file)
+        yield parquet.ParquetFile(file, page_checksum_verification=True)
 
 
 def _is_result(path: Path) -> bool:
     try:
         with _opened(path) as file:
-            return {FINGERPRINT, SETTINGS, SCANS} <= (file.schema_arrow.metadata or {}).keys()
+            said = (file.schema_arrow.metadata or {}).keys()
     except pa.ArrowException:
         raise ConfigError(f"--output {path} exists and is not a parquet file; name another") from None
+    if FINGERPRINT in said and not {SETTINGS, SCANS} <= said:
+        raise ConfigError(f"--output {path} was written by an earlier release; remove it, or name another")
+    return FINGERPRINT in said
 
 
 def _refuse_place(output: Path, paths: Sequence[Path]) -> None:
@@ -251,6 +267,15 @@ def _read_quarantine(path: Path) -> list[dict[str, str]]:
         if table is not None and table.schema.equals(QUARANTINE):
             return table.to_pylist()
     raise ConfigError(f"{path} was not written by this command; write --output to another folder")
+
+
+def _check_quarantine(path: Path) -> None:
+    """ConfigError, before the work, where it could not be written at the end."""
+    try:
+        with file_lock(path, wait=True):
+            _read_quarantine(path)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}; write --output to another folder") from None
 
 
 def _write_quarantine(output: Path, tried: set[str], refused: Mapping[str, BadStudy]) -> None:

@@ -67,7 +67,10 @@ def _rows(path: Path, lines: _Lines, reader: Iterator[list[str]], delimiter: str
             cells = next(reader)
         except StopIteration:
             break
-        except csv.Error:
+        except csv.Error as error:
+            if "field limit" in str(error):
+                most = csv.field_size_limit()
+                raise ConfigError(f"{path}: line {lines.first}: a cell of more than {most} characters") from None
             raise ConfigError(
                 f"{path} is not a table: line {lines.first}: a quotation mark is not closed, or text follows the mark "
                 'that closes; double the marks inside of a cell ("")'

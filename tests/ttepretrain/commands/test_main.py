@@ -62,3 +62,16 @@ def test_every_command_has_help_with_an_example_that_parses(command, capsys):
 
 def path_to_library() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+
+
+@pytest.mark.parametrize("arguments", [["info", ""], ["embed", "export", "", "-o", "e.parquet"], ["doctor", ""]])
+def test_an_empty_argument_is_not_the_current_folder(arguments, capsys):
+    """As `"$SCANS"` is where SCANS was never set."""
+    with pytest.raises(SystemExit):
+        run(arguments)
+    assert "is empty; write . for the current folder" in capsys.readouterr().err
+
+
+def test_a_path_that_no_export_can_have_is_refused_in_one_line():
+    with pytest.raises(IntegrityError, match=r"is no complete export: manifest\.json: File name too long"):
+        run(["info", "a" * 300])

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -12,10 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
+import torch
 
 from ttepretrain.commands import batches, outputs
 from ttepretrain.commands.main import run
-from ttepretrain.errors import BadStudy, ConfigError, IntegrityError, ResourceError
+from ttepretrain.commands.scans import Scan
+from ttepretrain.errors import BadStudy, ConfigError, ExportError, IntegrityError, ResourceError
 from ttepretrain.lock import file_lock
 
 
@@ -375,6 +378,125 @@ def test_doctor_replaces_its_own_files_and_takes_one_file_for_one_option(tmp_pat
     command = ["doctor", str(tmp_path / "in"), "--preset", "small"]
     for _ in range(2):
         run([*command, "--json", str(tmp_path / "x"), "--montage", str(tmp_path / "y.png")])
-    with pytest.raises(IntegrityError, match="is in use by process"):
+    with pytest.raises(ConfigError, match="--json and --montage name the same file"):
         run([*command, "--json", str(tmp_path / "z"), "--montage", str(tmp_path / "z")])
     assert names(tmp_path) == ["in", "x", "y.png"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_values_that_are_no_numbers_are_never_written(export, few, tmp_path, monkeypatch, command):
+    weights = "ttepretrain.models.encoder.Encoder.features"
+    monkeypatch.setattr(weights, lambda self, volume: torch.full((len(volume), self.feature_dim), torch.nan))
+    monkeypatch.setattr("ttepretrain.export.load.check_features", lambda *_: None)
+    output = tmp_path / "o.parquet"
+    with pytest.raises(ExportError, match="values that are not finite"):
+        COMMANDS[command](export, few, output)
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_folder_that_is_removed_meanwhile_is_said_in_one_line(export, few, tmp_path, monkeypatch, command):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    read = batches.preprocess_ct
+
+    def remove(path, spec):
+        shutil.rmtree(folder, ignore_errors=True)
+        return read(path, spec)
+
+    monkeypatch.setattr(batches, "preprocess_ct", remove)
+    with pytest.raises(ResourceError, match=r"o\.parquet can no longer be written: No such file or directory"):
+        COMMANDS[command](export, few, folder / "o.parquet")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_reasons_that_could_not_be_written_at_the_end_are_refused_before_any_work(
+    export, few, tmp_path, reading, command
+):
+    (tmp_path / outputs.QUARANTINE_NAME).symlink_to(tmp_path / "gone" / "quarantine.parquet")
+    with pytest.raises(ConfigError, match="cannot be written: No such file or directory; write --output to another"):
+        COMMANDS[command](export, few, tmp_path / "o.parquet")
+    assert reading == []
+
+
+def with_metadata(path, change) -> None:
+    table = parquet.read_table(path)
+    parquet.write_table(table.replace_schema_metadata(change(dict(table.schema.metadata))), path)
+
+
+def test_an_output_of_an_earlier_release_is_called_so(export, few, tmp_path):
+    output = tmp_path / "o.parquet"
+    embed(export, few, output)
+    with_metadata(output, lambda said: {outputs.FINGERPRINT: said[outputs.FINGERPRINT]})
+    with pytest.raises(ConfigError, match="written by an earlier release; remove it, or name another"):
+        embed(export, few, output)
+
+
+@pytest.mark.parametrize("scans", [b"[]", b"{", b"{}", b"\xff", b'{"a.nii": null}'])
+def test_an_output_that_does_not_say_whose_rows_it_has_is_refused(export, few, tmp_path, scans):
+    output = tmp_path / "o.parquet"
+    embed(export, few, output)
+    with_metadata(output, lambda said: said | {outputs.SCANS: scans})
+    with pytest.raises(IntegrityError, match="not those of the scans it lists; remove it"):
+        embed(export, few, output)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_damaged_rows_are_not_copied(export, few, tmp_path, command):
+    output = tmp_path / "o.parquet"
+    COMMANDS[command](export, few, output)
+    content = bytearray(output.read_bytes())
+    place = parquet.ParquetFile(output).metadata.row_group(0).column(0)
+    content[place.data_page_offset + place.total_compressed_size // 2] ^= 1
+    output.write_bytes(content)
+    (few / "g.nii").touch()
+    with pytest.raises(IntegrityError, match="is damaged; remove it"):
+        COMMANDS[command](export, few, output)
+    assert output.read_bytes() == content
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # files between open and close
+def test_a_signal_between_any_two_lines_of_a_save_loses_and_doubles_no_row(few, tmp_path, monkeypatch):
+    """An interruption at every line of `add` and `save` in turn; the next run ends with the bytes of a whole one."""
+    monkeypatch.setattr(outputs, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(outputs, "SAVE_SHARE", 0)
+    schema = outputs.EMBEDDINGS
+    keys = [f"k{n}" for n in range(3)]
+    scans = [Scan(key, few / "a.nii") for key in keys]
+
+    def fill(path, stop_at: int) -> bool:
+        """Whether the run ended before the line."""
+        left = stop_at
+
+        def trace(frame, event, _argument):
+            nonlocal left
+            if frame.f_code.co_name not in ("add", "save") or frame.f_code.co_filename != outputs.__file__:
+                return None
+            if event == "line":
+                left -= 1
+                if left == 0:
+                    raise KeyboardInterrupt
+            return trace
+
+        results = outputs.ResultFile(path, schema, "export", {}, 1)
+        try:
+            sys.settrace(trace)
+            for scan in results.missing(scans):
+                results.add([scan.key], outputs.embedding_table([scan.key], np.ones((1, 2), np.float32)))
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(None)
+            results.save()
+        return left > 0
+
+    whole = tmp_path / "whole.parquet"
+    fill(whole, stop_at=0)
+    for stop_at in range(1, 1000):
+        path = tmp_path / f"{stop_at}.parquet"
+        ended = fill(path, stop_at)
+        fill(path, stop_at=0)
+        assert path.read_bytes() == whole.read_bytes(), stop_at
+        if ended:
+            break
+    assert 20 < stop_at < 1000
