@@ -32,16 +32,19 @@ class Task:
 
     code: str  # vocabulary/concept_code
     description: str
-    prevalence: float  # share of train subjects with the code or a descendant, any time
+    prevalence: float  # share of train subjects with the code or a descendant, any time; nan for a phenotype of arm mtl
     score: float  # conditional-entropy rank (docs/reference/tasks.md); negative, lower = earlier; nan for a pinned task
     patients: int  # train subjects with an event in the risk set
     events: int  # train (study, event) pairs in the risk set
     rate_per_day: float  # events / days at risk over the train studies
 
     def __post_init__(self) -> None:
-        check_types(self, but=("score",) if self.score != self.score else ())
+        unknown = tuple(name for name in ("prevalence", "score") if getattr(self, name) != getattr(self, name))
+        check_types(self, but=unknown)
         require(self.code != "", "code", self.code, "must not be empty")
-        require(0 <= self.prevalence <= 1, "prevalence", self.prevalence, "must lie in [0, 1]")
+        require(
+            "prevalence" in unknown or 0 <= self.prevalence <= 1, "prevalence", self.prevalence, "must lie in [0, 1]"
+        )
         for key in ("patients", "events"):
             require(0 <= getattr(self, key) <= MOST_COUNT, key, getattr(self, key), "must be a whole number from 0")
         require(0 < self.rate_per_day <= 1e6, "rate_per_day", self.rate_per_day, "must be positive, at most 1e6")

@@ -32,9 +32,9 @@ subjects by the keys in `keys.parquet`.
 
 ## Files
 
-`labels` and `volumes` are the stages of `prepare.stages`. A mode is the most that a file allows: the
-umask takes from it, and what its owner closed stays closed. Files with mode 0600 can be read only
-by their owner.
+`labels` and `volumes` are the stages of `prepare.stages`. A mode is the most that a file allows:
+the umask takes from it, and what its owner closed stays closed. Files with mode 0600 can be read
+only by their owner.
 """
 
 

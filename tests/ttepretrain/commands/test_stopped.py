@@ -144,7 +144,7 @@ def keys_of(output: Path) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("num", [60, pytest.param(200, marks=pytest.mark.chaos)])
+@pytest.mark.parametrize("num", [40, pytest.param(200, marks=pytest.mark.chaos)])
 def test_a_run_that_is_killed_three_times_embeds_every_good_scan_once(export, tmp_path, num):
     good = make_archive(tmp_path / "scans", num)
     undisturbed, output = tmp_path / "whole" / "e.parquet", tmp_path / "out" / "e.parquet"

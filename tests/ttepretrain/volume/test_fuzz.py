@@ -21,7 +21,7 @@ from pydicom.uid import (
 
 from ttepretrain.errors import BadStudy
 from ttepretrain.volume.checks import Reason
-from ttepretrain.volume.dicom import decoder
+from ttepretrain.volume.dicom.coding import decoder
 from ttepretrain.volume.preprocess import read_ct
 
 COMPRESSED = {"rle": RLELossless, "jpegls": JPEGLSLossless, "jpeg2000": JPEG2000Lossless}
@@ -123,7 +123,9 @@ def test_mutated_scans_end_in_a_declared_reason(scan, kind):
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kind", KINDS)
 def test_ten_thousand_mutated_scans_end_in_a_declared_reason(scan, kind, monkeypatch):
-    hasty = "import ttepretrain.volume.dicom.decoder_child as child; child.CPU_SECONDS_PER_PICTURE = 1.0; serve()"
+    hasty = (
+        "import ttepretrain.volume.dicom.coding.decoder_child as child; child.CPU_SECONDS_PER_PICTURE = 1.0; serve()"
+    )
     monkeypatch.setattr(decoder, "START", decoder.START.replace("serve()", hasty))
     monkeypatch.setattr(decoder, "MAX_DEATHS", 1)  # what a mutation does to one child it does to the next
     decoder._stop_idle()

@@ -27,7 +27,8 @@ SHAPE = (96, 512, 320)  # 31 MB in 16 bits
 CHILD = """
 import json, os, sys
 from pathlib import Path
-from ttepretrain.volume.dicom import decoder, decoder_child, reader
+from ttepretrain.volume.dicom import reader
+from ttepretrain.volume.dicom.coding import decoder, decoder_child
 from ttepretrain.volume import nifti
 
 def peak(pid="self"):

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from ttepretrain.errors import BadStudy
 from ttepretrain.volume.checks import Flag, Reason
-from ttepretrain.volume.dicom.decoder_child import NO_DECODER
+from ttepretrain.volume.dicom.coding.decoder_child import NO_DECODER
+from ttepretrain.volume.dicom.coding.syntaxes import has_readable_pixels
 from ttepretrain.volume.dicom.frames import CT_CLASS, MULTIFRAME_CLASSES, Picture
-from ttepretrain.volume.dicom.syntaxes import has_readable_pixels
 from ttepretrain.volume.dicom.tags import text
 
 DAMAGED = (Reason.TRUNCATED, Reason.UNREADABLE, Reason.TOO_LARGE)

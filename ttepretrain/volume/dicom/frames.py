@@ -13,8 +13,8 @@ from typing import Any
 
 from ttepretrain.errors import BadStudy
 from ttepretrain.volume.checks import Reason
+from ttepretrain.volume.dicom.coding.syntaxes import has_readable_header
 from ttepretrain.volume.dicom.headers import Header
-from ttepretrain.volume.dicom.syntaxes import has_readable_header
 from ttepretrain.volume.dicom.tags import TAGS, Values, is_map, numbers, text, texts
 
 DIRECTORY_CLASS = "1.2.840.10008.1.3.10"

@@ -22,7 +22,7 @@ from pydicom.filereader import data_element_generator, read_dataset, read_preamb
 
 from ttepretrain.errors import BadStudy
 from ttepretrain.volume.checks import Reason
-from ttepretrain.volume.dicom.syntaxes import (
+from ttepretrain.volume.dicom.coding.syntaxes import (
     DEFLATED,
     EXPLICIT_BIG,
     IMPLICIT_LITTLE,

@@ -14,12 +14,12 @@ import numpy as np
 
 from ttepretrain.errors import BadStudy
 from ttepretrain.volume.checks import PADDING_HU, Flag, Reason
-from ttepretrain.volume.dicom.decoder import decoded
-from ttepretrain.volume.dicom.decoder_child import CodedFile
+from ttepretrain.volume.dicom.coding.decoder import decoded
+from ttepretrain.volume.dicom.coding.decoder_child import CodedFile
+from ttepretrain.volume.dicom.coding.syntaxes import DEFLATED, EXPLICIT_BIG, NATIVE
 from ttepretrain.volume.dicom.frames import Picture
 from ttepretrain.volume.dicom.headers import Header
 from ttepretrain.volume.dicom.stack import Stack
-from ttepretrain.volume.dicom.syntaxes import DEFLATED, EXPLICIT_BIG, NATIVE
 from ttepretrain.volume.dicom.tags import SliceHeader, numbers
 
 INT16 = -(2**15), 2**15 - 1

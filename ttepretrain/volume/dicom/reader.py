@@ -16,6 +16,7 @@ from pathlib import Path
 from ttepretrain.errors import BadStudy
 from ttepretrain.volume.checks import Flag, Reason, check_affine, check_shape
 from ttepretrain.volume.dicom.choice import DEFAULT_READING, WHATEVER, Reading, Wanted, check_identity, choose_series
+from ttepretrain.volume.dicom.coding.syntaxes import LOSSY
 from ttepretrain.volume.dicom.completeness import (
     NO_PICTURES,
     LeftOut,
@@ -33,7 +34,6 @@ from ttepretrain.volume.dicom.mixed_scans import check_alike
 from ttepretrain.volume.dicom.phases import one_phase
 from ttepretrain.volume.dicom.pixels import read_stack
 from ttepretrain.volume.dicom.stack import arrange
-from ttepretrain.volume.dicom.syntaxes import LOSSY
 from ttepretrain.volume.dicom.tags import acquisition, is_derived, numbers, slice_header, text
 from ttepretrain.volume.dicom.times import acquired
 from ttepretrain.volume.image import CTImage

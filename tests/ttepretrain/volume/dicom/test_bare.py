@@ -14,8 +14,8 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from ttepretrain.errors import BadStudy
 from ttepretrain.volume.checks import Flag, Reason
 from ttepretrain.volume.dicom import headers
+from ttepretrain.volume.dicom.coding.syntaxes import bare_syntax
 from ttepretrain.volume.dicom.reader import read_dicom
-from ttepretrain.volume.dicom.syntaxes import bare_syntax
 
 
 def reason_of(path) -> Reason:

@@ -202,7 +202,7 @@ def test_an_overlay_in_unused_bits_is_cleared_and_flagged(tmp_path, chest, write
 
 def test_a_mismatch_of_sign_in_a_real_file(fixtures):
     """13 signed bits, and a codestream that calls them unsigned. Its corners are -2000, as another decoder has them."""
-    from ttepretrain.volume.dicom.decoder import decoded
+    from ttepretrain.volume.dicom.coding.decoder import decoded
     from ttepretrain.volume.dicom.headers import HeaderReader
     from ttepretrain.volume.dicom.pixels import Storage, _coded, _fitting, to_hu
 

@@ -15,14 +15,13 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, 
 
 from ttepretrain.errors import BadStudy
 from ttepretrain.volume.checks import Reason
-from ttepretrain.volume.dicom import decoder
-from ttepretrain.volume.dicom.decoder_child import CodedFile
+from ttepretrain.volume.dicom.coding import decoder
+from ttepretrain.volume.dicom.coding.decoder_child import CodedFile
 from ttepretrain.volume.dicom.reader import read_dicom
 
 # What a hostile file makes of a decoder, put in the decoder's place in the child.
-BROKEN = (
-    "import ttepretrain.volume.dicom.decoder_child as decode, itertools, os, time, ctypes; sound = decode._decoded; "
-)
+CHILD = "ttepretrain.volume.dicom.coding.decoder_child"
+BROKEN = f"import {CHILD} as decode, itertools, os, time, ctypes; sound = decode._decoded; "
 FAULTS = {
     "segfault": "decode._decoded = lambda handle, coded: ctypes.string_at(0)",
     "abort": "decode._decoded = lambda handle, coded: os.abort()",
@@ -225,7 +224,8 @@ def test_a_study_given_up_midway_leaves_nothing_in_the_pipe(rle, chest):
 def test_the_child_ends_with_its_parent(rle, repository):
     """Also when the parent is killed and can say no more."""
     code = (
-        "import sys, os, signal; from pathlib import Path; from ttepretrain.volume.dicom import decoder, reader;"
+        "import sys, os, signal; from pathlib import Path; from ttepretrain.volume.dicom import reader;"
+        "from ttepretrain.volume.dicom.coding import decoder;"
         "reader.read_dicom(Path(sys.argv[1])); (child,) = decoder._idle[os.getpid()];"
         "print(child.pid, 'torch' in sys.modules, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     )

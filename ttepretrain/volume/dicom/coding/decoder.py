@@ -20,7 +20,7 @@ import numpy as np
 
 from ttepretrain.errors import BadStudy
 from ttepretrain.volume.checks import Reason
-from ttepretrain.volume.dicom.decoder_child import (
+from ttepretrain.volume.dicom.coding.decoder_child import (
     CPU_SECONDS_PER_PICTURE,
     FAILED,
     FRAME,
@@ -32,7 +32,7 @@ from ttepretrain.volume.dicom.decoder_child import (
 
 START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from ttepretrain.volume.dicom.decoder_child import serve; serve()"
+    "from ttepretrain.volume.dicom.coding.decoder_child import serve; serve()"
 )
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 MAX_DEATHS = 3  # of children per study: some die because of other processes on the machine

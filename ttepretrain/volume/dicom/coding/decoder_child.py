@@ -32,7 +32,7 @@ from pydicom.pixels.utils import get_j2k_parameters
 
 from ttepretrain.errors import BadStudy
 from ttepretrain.volume.checks import Reason
-from ttepretrain.volume.dicom.syntaxes import DECODERS, DEFLATED, ENCAPSULATED
+from ttepretrain.volume.dicom.coding.syntaxes import DECODERS, DEFLATED, ENCAPSULATED
 
 CPU_SECONDS_PER_PICTURE = 30.0  # processor time; on an overloaded machine, wall time can be many times as long
 SECONDS_PER_PICTURE = 300.0  # wall time, for a decoder that waits for ever
