@@ -1,4 +1,4 @@
-"""3D convolutions: standardised kernels, and maps of one or two voxels as one matrix product.
+"""3D convolutions: standardised kernels, and right results for maps with fewer voxels than their kernel.
 
 B batch, C channel, D H W slices rows columns, n inputs of a kernel.
 """
@@ -20,8 +20,10 @@ ROUNDING = 1e-6  # of a kernel's norm: equal weights differ by less, and become 
 class SmallMapConv3d(nn.Conv3d):
     """nn.Conv3d with the same weights and, to rounding, the same results. The deepest layers of a small volume need it.
 
-    oneDNN's kernels for maps of one or two voxels are slow, and in bf16 their gradient of the weights is wrong
-    (2 x 2 x 2, 512 channels: relative error 1 or infinite; torch 2.13, AVX-512 BF16).
+    oneDNN (torch 2.13) goes wrong where an axis of the map is shorter than the kernel, and raises no error:
+        AVX-512, bf16   gradient of the weights of 3 x 3 x 3 on a map of depth 2: off by 1, infinite or NaN
+        AMX, bf16       with stride 2 on a map of width 1 or 2, the output too; writes outside its memory
+        both, fp32      gradient of the weights of 7 x 7 x 7 with stride 2, for example on 5 x 1 x 1
     """
 
     def forward(self, x_BCDHW: Tensor) -> Tensor:
@@ -71,19 +73,34 @@ class _Standardise(torch.autograd.Function):
 
 
 def convolve(layer: nn.Conv3d, x_BCDHW: Tensor, weight: Tensor) -> Tensor:
-    """The layer's convolution with another weight; a matrix product where the map is small."""
-    if max(x_BCDHW.shape[2:]) > LARGEST_MAP or not _is_plain(layer):
+    """The layer's convolution with another weight, right also where the map is shorter than the kernel."""
+    if not _is_plain(layer) or all(size >= kernel for size, kernel in zip(x_BCDHW.shape[2:], layer.kernel_size)):
         return layer._conv_forward(x_BCDHW, weight, layer.bias)
-    padded = functional.pad(x_BCDHW, (1,) * 6)
-    windows = padded.unfold(2, 3, 1).unfold(3, 3, 1).unfold(4, 3, 1)  # B C D H W 3 3 3
+    one_step = layer.stride == (1, 1, 1)
+    tiny = max(x_BCDHW.shape[2:]) <= LARGEST_MAP and one_step and layer.kernel_size == (3, 3, 3)
+    if not tiny and x_BCDHW.device.type != "cpu":
+        return layer._conv_forward(x_BCDHW, weight, layer.bias)
+    assert not isinstance(layer.padding, str)
+    depth, height, width = layer.padding
+    padded = functional.pad(x_BCDHW, (width, width, height, height, depth, depth))
+    if one_step and not tiny:  # zeros of our own: no kernel then reaches beyond its map
+        return functional.conv3d(padded, weight, layer.bias)
+    return _multiply(layer, padded, weight)
+
+
+def _multiply(layer: nn.Conv3d, padded_BCDHW: Tensor, weight: Tensor) -> Tensor:
+    """The convolution as one matrix product. Its columns are kernel / stride times the map, per axis."""
+    windows = padded_BCDHW
+    for axis, (kernel, stride) in enumerate(zip(layer.kernel_size, layer.stride), start=2):
+        windows = windows.unfold(axis, kernel, stride)  # in the end B C D H W k k k
     columns = windows.permute(0, 2, 3, 4, 1, 5, 6, 7).flatten(4)
     return functional.linear(columns, weight.flatten(1), layer.bias).permute(0, 4, 1, 2, 3)
 
 
 def multiply_small_maps(network: nn.Module) -> None:
-    """Turn the network's 3 x 3 x 3 convolutions of stride 1 into SmallMapConv3d, in place; names and weights stay."""
+    """Turn the network's convolutions that `convolve` has a route for into SmallMapConv3d; names and weights stay."""
     for module in network.modules():
-        if type(module) is nn.Conv3d and _is_plain(module):
+        if type(module) is nn.Conv3d and _is_plain(module) and max(module.kernel_size) > 1:
             module.__class__ = SmallMapConv3d
 
 
@@ -98,7 +115,5 @@ def standardise_kernels(network: nn.Module) -> None:
 
 
 def _is_plain(layer: nn.Conv3d) -> bool:
-    return (
-        (layer.kernel_size, layer.stride, layer.padding) == ((3, 3, 3), (1, 1, 1), (1, 1, 1))
-        and (layer.dilation, layer.groups, layer.padding_mode) == ((1, 1, 1), 1, "zeros")
-    )  # fmt: skip
+    options = layer.dilation, layer.groups, layer.padding_mode
+    return options == ((1, 1, 1), 1, "zeros") and not isinstance(layer.padding, str)

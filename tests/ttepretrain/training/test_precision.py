@@ -2,8 +2,17 @@ import numpy as np
 import pytest
 import torch
 
+from ttepretrain.models.config import ENCODERS, ModelConfig
+from ttepretrain.models.encoder import build_encoder
+from ttepretrain.models.model import ScanModel
 from ttepretrain.testing import tiny_model
-from ttepretrain.training.precision import MAX_DIFFERENCE, MixedPrecision, bf16_difference, choose_precision
+from ttepretrain.training.precision import (
+    MAX_DIFFERENCE,
+    MixedPrecision,
+    _input_shapes,
+    bf16_difference,
+    choose_precision,
+)
 
 SHAPE_DHW = (9, 10, 11)
 
@@ -66,6 +75,7 @@ def test_auto_is_bf16_where_its_kernels_are_right_and_fp32_with_a_warning_where_
     model.encoder.trunk[3].__class__ = WrongInBf16
     assert choose_precision("auto", model, SHAPE_DHW, torch.device("cpu")) == "fp32"
     assert "bf16 is off by 2" in caplog.text
+    assert "in trunk.3 (" in caplog.text  # the layer and its map
     monkeypatch.setattr("ttepretrain.training.precision._native_bf16", lambda _: False)
     assert choose_precision("auto", model, SHAPE_DHW, torch.device("cpu")) == "fp32"
 
@@ -73,3 +83,21 @@ def test_auto_is_bf16_where_its_kernels_are_right_and_fp32_with_a_warning_where_
 def test_chosen_precision_is_the_given_one(model):
     assert choose_precision("bf16", model, SHAPE_DHW, torch.device("cpu")) == "bf16"
     assert choose_precision("fp32", model, SHAPE_DHW, torch.device("cpu")) == "fp32"
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_the_self_test_sees_the_maps_of_the_volumes_own_shape(encoder):
+    """Of every encoder, without arithmetic: the deepest map is the one that training has."""
+    trunk = build_encoder(ModelConfig(encoder), in_channels=1, seed=0)
+    model = ScanModel(trunk, torch.nn.Identity(), [(0.0, 1000.0)])
+    found = _input_shapes(model, (32, 64, 96))
+    assert {name for name, _ in found} <= set(dict(trunk.named_modules()))
+    assert all(shape[0] % 2 == 0 and shape.numel() > 0 for _, shape in found)
+    assert not next(trunk.parameters()).is_meta
+
+
+@pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="no bf16 in this processor")
+@pytest.mark.parametrize("shape_DHW", [(32, 64, 96), (64, 96, 32), (96, 32, 64)])
+def test_bf16_is_right_on_deepest_maps_of_one_to_three_voxels_an_axis(shape_DHW, caplog):
+    model = ScanModel(build_encoder(ModelConfig("resnet18"), 1, 0), torch.nn.Identity(), [(0.0, 1000.0)])
+    assert choose_precision("auto", model, shape_DHW, torch.device("cpu")) == "bf16", caplog.text

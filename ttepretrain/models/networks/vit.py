@@ -51,6 +51,9 @@ class LieRE(nn.Module):
 
     def rotations(self, positions_N3: Tensor) -> Tensor:
         """fp32 [heads, N, blocks, b, b], also under autocast: bf16 would round the angles."""
+        if positions_N3.is_meta:  # a pass for shapes alone, which has no autocast
+            _, heads, *blocks = self.generators.shape
+            return positions_N3.new_empty((heads, len(positions_N3), *blocks))
         with torch.autocast(positions_N3.device.type, enabled=False):
             upper = torch.triu(self.generators.float(), 1)
             exponents = torch.einsum("ni,ihkab->hnkab", positions_N3, upper - upper.mT)
