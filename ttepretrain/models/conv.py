@@ -22,8 +22,8 @@ class SmallMapConv3d(nn.Conv3d):
 
     oneDNN (torch 2.13) goes wrong where an axis of the map is shorter than the kernel, and raises no error:
         AVX-512, bf16   gradient of the weights of 3 x 3 x 3 on a map of depth 2: off by 1, infinite or NaN
-        AMX, bf16       with stride 2 on a map of width 1 or 2, the output too; writes outside its memory
-        both, fp32      gradient of the weights of 7 x 7 x 7 with stride 2, for example on 5 x 1 x 1
+        AMX, bf16       with stride 2 on a map of width 1 or 2, the output too
+        fp32 (seen with AMX)   gradient of the weights of 7 x 7 x 7 with stride 2, for example on 5 x 1 x 1; may crash
     """
 
     def forward(self, x_BCDHW: Tensor) -> Tensor:
