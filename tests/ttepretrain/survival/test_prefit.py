@@ -67,11 +67,11 @@ def test_a_bin_that_nobody_reaches_gets_the_tasks_overall_rate():
 
 
 def test_a_task_without_a_rate_is_refused():
+    """It would have no finite log hazard."""
     tasks, labels = case(0, "all")
-    zero = dataclasses.replace(tasks.tasks[2], rate_per_day=0.0)
-    tasks = dataclasses.replace(tasks, tasks=(*tasks.tasks[:2], zero, *tasks.tasks[3:]))
-    with pytest.raises(ValueError, match="1 of 6 tasks have no positive rate_per_day"):
-        bias_table(labels, tasks)
+    with pytest.raises(ValueError, match="rate_per_day must be positive"):
+        dataclasses.replace(tasks.tasks[2], rate_per_day=0.0)
+    assert np.isfinite(bias_table(labels, tasks)).all()
 
 
 def test_the_first_loss_of_a_model_is_the_tables():
