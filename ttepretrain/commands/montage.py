@@ -16,6 +16,7 @@ import torch
 
 from ttepretrain.errors import ConfigError
 from ttepretrain.files import replacing
+from ttepretrain.volume.body import BODY_HU
 from ttepretrain.volume.spec import VolumeSpec
 from ttepretrain.volume.windows import apply_windows
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PLANES = ("axial", "coronal", "sagittal")
-BODY_HU = -350.0
 # Width of a body: the distance between the outermost columns with 60 mm of tissue, so that couch and headrest are
 # left out.
 BODY_DEPTH_MM, HEAD_WIDTH_MM = 60.0, 230.0

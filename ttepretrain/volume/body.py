@@ -8,8 +8,11 @@ c c c c c c c c        they are cut off, and what is behind them, so that it may
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
+BODY_HU = -350.0  # tissue is above, air and lung below
 COUCH_CELLS = 3  # at most so high: 25 mm of plastic reach into three cells of 12 mm
 COUCH_COLUMNS = 3  # at least so many beside the body
 COUCH_SLICES = 0.6  # share of the slices
@@ -35,6 +38,23 @@ def body_cells(solid_DHW: np.ndarray) -> np.ndarray:
         at_edge[np.unique(side)] = True
     kept = sizes >= np.where(at_edge, PIECE_AT_EDGE, PIECE) * sizes.max()
     return body_DHW & kept[pieces_DHW]
+
+
+def extents(body_DHW: np.ndarray, edges: Sequence[np.ndarray]) -> list[tuple[float, float]] | None:
+    """Along each axis, the places between which the inner 98 % of the true voxels lie; None without any.
+
+    body_DHW: bool. edges: places of the n + 1 faces of the n voxels of each axis.
+    """
+    on_HW = body_DHW.sum(axis=0)
+    on = body_DHW.reshape(len(body_DHW), -1).sum(axis=1), on_HW.sum(axis=1), on_HW.sum(axis=0)
+    found = []
+    for count, places in zip(on, edges):
+        share = np.concatenate([[0], count.cumsum()])
+        if share[-1] == 0:
+            return None
+        low, high = np.interp([0.01, 0.99], share / share[-1], places)
+        found.append((float(low), float(high)))
+    return found
 
 
 def _cut_couch(body_DHW: np.ndarray) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from nibabel.nifti1 import Nifti1Header
 
 from ttepretrain.errors import BadStudy
+from ttepretrain.volume.body import BODY_HU, extents
 from ttepretrain.volume.checks import Flag, Reason, check_affine
 from ttepretrain.volume.image import CTImage, to_ras
 
@@ -26,7 +27,6 @@ MILLIMETRES, UNIT_UNKNOWN = 2, 0
 TO_DHW = [2, 1, 0, 3]  # columns of a NIfTI affine, which counts W H D
 
 # What a CT shows of a human body, in mm, from a newborn's head to the largest field of view
-BODY_HU = -350.0
 ACROSS_MM = (50.0, 650.0)  # left to right, and back to front
 ALONG_MM = 2100.0
 WIDER = 3.0  # ratio of width and depth of a whole body or limb
@@ -146,16 +146,14 @@ def _body_mm(image: CTImage) -> tuple[float, float, float]:
     """Extent of what is no air along head, front and right: between the 1 % and 99 % quantiles along each axis."""
     image = to_ras(image)
     sampled = image.hu_DHW[tuple(slice(None, None, max(1, n // SAMPLES)) for n in image.hu_DHW.shape)]
-    body_DHW = sampled > BODY_HU
-    extents = []
-    for axis, (size, mm) in enumerate(zip(image.hu_DHW.shape, image.spacing_mm)):
-        share = body_DHW.sum(axis=tuple(other for other in range(3) if other != axis)).cumsum()
-        if share[-1] == 0:
-            return 0.0, 0.0, 0.0
-        edges = np.concatenate([[0.0], share / share[-1]])
-        low, high = np.interp([0.01, 0.99], edges, np.linspace(0, size, len(edges)))
-        extents.append(float(high - low) * mm)
-    return extents[0], extents[1], extents[2]
+    sides = [
+        np.linspace(0, size * mm, n + 1) for size, mm, n in zip(image.hu_DHW.shape, image.spacing_mm, sampled.shape)
+    ]
+    found = extents(sampled > BODY_HU, sides)
+    if found is None:
+        return 0.0, 0.0, 0.0
+    along, deep, wide = (high - low for low, high in found)
+    return along, deep, wide
 
 
 def _is_human(body_mm: tuple[float, float, float]) -> bool:

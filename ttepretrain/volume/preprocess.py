@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ttepretrain.errors import BadStudy
-from ttepretrain.volume.body import body_cells
+from ttepretrain.volume.body import BODY_HU, body_cells, extents
 from ttepretrain.volume.checks import Reason
 from ttepretrain.volume.dicom.choice import DEFAULT_READING, WHATEVER, Reading, Wanted
 from ttepretrain.volume.hu import check_hu
@@ -27,7 +27,6 @@ from ttepretrain.volume.spec import VolumeSpec
 
 # The body is located on cells of this size, so large that the mean over a sheet or a tube is air.
 BODY_CELL_MM = 12.0
-BODY_HU = -350.0
 
 
 @dataclass(frozen=True)
@@ -151,10 +150,7 @@ def _body_centre_mm(image: CTImage, limits: Limits) -> np.ndarray:
     if not solid_DHW.any():
         raise BadStudy(Reason.NOT_HU, f"nothing as large as a body above {BODY_HU:g} HU")
     body_DHW = body_cells(solid_DHW.numpy())
-    middle = []
-    for axis in range(3):
-        share = body_DHW.sum(axis=tuple(other for other in range(3) if other != axis)).cumsum()
-        edges = np.concatenate([[0.0], share / share[-1]])
-        low, high = np.interp([0.01, 0.99], edges, np.arange(len(edges)) * step[axis])
-        middle.append(float((low + high) / 2 - 0.5))
+    found = extents(body_DHW, [np.arange(n + 1) * s for n, s in zip(cells, step)])
+    assert found is not None  # there is a solid cell
+    middle = [(low + high) / 2 - 0.5 for low, high in found]
     return image.affine[:3] @ [*middle, 1.0]

@@ -109,39 +109,26 @@ def test_nifti(tmp_path, hu_DHW, affine, kind, suffix):
     assert peak <= FIXED_MB / 2 + times * out
 
 
-def compressed(files, syntax):
-    for file in files:
-        reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
-        reader.SetFileName(str(file))
-        assert reader.Read()
-        change.SetTransferSyntax(gdcm.TransferSyntax(syntax))
-        change.SetInput(reader.GetImage())
-        assert change.Change()
-        writer.SetFile(reader.GetFile())
-        writer.SetImage(change.GetOutput())
-        writer.SetFileName(str(file))
-        assert writer.Write()
-
-
 def half_slopes(_, dataset):
     dataset.RescaleSlope, dataset.RescaleIntercept = 0.5, -512
 
 
-SERIES = {
-    "native": lambda write, *scan: write(*scan),
-    "big endian": lambda write, *scan: compressed(write(*scan), gdcm.TransferSyntax.ExplicitVRBigEndian),
-    "deflated": lambda write, *scan: write(*scan, syntax=DeflatedExplicitVRLittleEndian),
-    "JPEG lossless": lambda write, *scan: compressed(write(*scan), gdcm.TransferSyntax.JPEGLosslessProcess14_1),
-    "JPEG-LS": lambda write, *scan: compressed(write(*scan), gdcm.TransferSyntax.JPEGLSLossless),
-    "JPEG 2000": lambda write, *scan: compressed(write(*scan), gdcm.TransferSyntax.JPEG2000Lossless),
-    "RLE": lambda write, *scan: compressed(write(*scan), gdcm.TransferSyntax.RLELossless),
-    "slope not whole": lambda write, *scan: write(*scan, edit=half_slopes),
+RECODED = {
+    "big endian": gdcm.TransferSyntax.ExplicitVRBigEndian,
+    "JPEG lossless": gdcm.TransferSyntax.JPEGLosslessProcess14_1,
+    "JPEG-LS": gdcm.TransferSyntax.JPEGLSLossless,
+    "JPEG 2000": gdcm.TransferSyntax.JPEG2000Lossless,
+    "RLE": gdcm.TransferSyntax.RLELossless,
 }
+WRITTEN = {"native": {}, "deflated": {"syntax": DeflatedExplicitVRLittleEndian}, "not whole": {"edit": half_slopes}}
 
 
-@pytest.mark.parametrize("kind", SERIES)
-def test_dicom(tmp_path, hu_DHW, affine, write_series, kind):
-    SERIES[kind](write_series, tmp_path / "scan", hu_DHW[::2] if "J" in kind else hu_DHW, affine)
+@pytest.mark.parametrize("kind", [*WRITTEN, *RECODED])
+def test_dicom(tmp_path, hu_DHW, affine, write_series, recode, kind):
+    scan = hu_DHW[::2] if "J" in kind else hu_DHW
+    for file in write_series(tmp_path / "scan", scan, affine, **WRITTEN.get(kind, {})):
+        if kind in RECODED:
+            recode(file, RECODED[kind])
     peak, out, read_as, decoder = measured(tmp_path / "scan")
     assert read_as == ("float32" if "not" in kind else "int16")
     assert peak <= FIXED_MB + out
