@@ -54,7 +54,7 @@ class Histogram:
 
     def __init__(self, sample_DHW: np.ndarray):
         self.sample_DHW, self.size = sample_DHW, sample_DHW.size
-        whole = np.rint(sample_DHW).astype(np.int32).ravel()
+        whole = _whole(sample_DHW).astype(np.int32).ravel()
         self.bottom, self.top = int(whole.min()), int(whole.max())
         self.counts = np.bincount(whole - LOWEST, minlength=HIGHEST - LOWEST + 1)
         natural, rare = self.counts.copy(), BACKGROUND * self.size
@@ -134,6 +134,10 @@ class Histogram:
         sides = np.rint(np.concatenate(lines)).astype(np.int64)
         natural = sides[self.natural[sides - LOWEST] > 0]
         return float(np.median(natural if natural.size else sides)), natural.size > 0
+
+
+def _whole(hu_DHW: np.ndarray) -> np.ndarray:
+    return hu_DHW if hu_DHW.dtype.kind == "i" else np.rint(hu_DHW)  # numpy rounds integers as floats
 
 
 def check_hu(hu_DHW: np.ndarray) -> tuple[Flag, ...]:
@@ -235,7 +239,7 @@ def _slabs(seen: Histogram) -> list[Histogram]:
 
 def _has_air(sample_DHW: np.ndarray) -> bool:
     """Enough values of air and lung, padding apart, that `_has_tissue_near_1000` is false: a histogram takes 1 ms."""
-    whole = np.rint(sample_DHW)
+    whole = _whole(sample_DHW)
     air = (whole >= BEYOND_AIR) & (whole < LUNG_HU) & (whole != whole.min()) & (whole != PADDING_HU)
     return bool(np.count_nonzero(air) >= LITTLE_AIR * whole.size)
 

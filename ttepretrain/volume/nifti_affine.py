@@ -75,6 +75,8 @@ def geometry(header: Nifti1Header) -> Geometry:
 
 def check_body(image: CTImage, other_mm_DHW: np.ndarray | None) -> None:
     """BadStudy if the body is larger than any, or no human's by the affine's sizes but by the header's other ones."""
+    if other_mm_DHW is None and np.multiply(image.hu_DHW.shape, image.spacing_mm).max() <= LARGEST_MM:
+        return  # no body is larger than its image
     ours_mm = _body_mm(image)
     if max(ours_mm[1:]) > LARGEST_MM:
         raise BadStudy(Reason.BAD_SPACING, f"a body of {_shown(ours_mm)} mm")
