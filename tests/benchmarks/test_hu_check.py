@@ -5,7 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from benchmarks.hu_check import abdomen, chest, head, masked, phantoms, real_scans, ringed, spoils, verdict
+from benchmarks.bodies import abdomen, chest, head, masked, phantoms, ringed
+from benchmarks.hu_check import real_scans, spoils, verdict
 
 pytestmark = pytest.mark.source  # benchmarks are not installed
 

@@ -1,4 +1,4 @@
-"""What `ttepretrain embed` and `risk` write and report: one table of results, and quarantine.parquet beside it.
+"""The table of results that `ttepretrain embed` and `risk` write, saved as it grows. Beside it: refused.py.
 
 B scans, K tasks, H horizons.
 """
@@ -6,7 +6,6 @@ B scans, K tasks, H horizons.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,10 +18,10 @@ import pyarrow.compute
 import pyarrow.parquet as parquet
 
 from ttepretrain.commands.arguments import written_alone
+from ttepretrain.commands.refused import QUARANTINE_NAME, check_quarantine, opened, quarantine_of, write_quarantine
 from ttepretrain.commands.scans import Scan
 from ttepretrain.errors import BadStudy, ConfigError, IntegrityError, ResourceError
-from ttepretrain.files import remove_leftovers, replacing
-from ttepretrain.lock import file_lock
+from ttepretrain.files import replacing
 from ttepretrain.log import log
 
 if TYPE_CHECKING:
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
 
 EMBEDDINGS = pa.schema([("key", pa.string()), ("embedding", pa.list_(pa.float32()))])
 RISKS = pa.schema([("key", pa.string()), ("task", pa.string()), ("horizon_days", pa.float64()), ("risk", pa.float64())])
-QUARANTINE = pa.schema([("key", pa.string()), ("code", pa.string()), ("detail", pa.string())])
-QUARANTINE_NAME = "quarantine.parquet"
 # Keys of the output's metadata.
 FINGERPRINT = b"ttepretrain_export"  # which export made the rows
 SETTINGS = b"ttepretrain_settings"  # the options that decide their values
@@ -65,7 +62,7 @@ class ResultFile:
             self._open()
 
     def _open(self) -> None:
-        with _opened(self._path) as file:
+        with opened(self._path) as file:
             schema, num_rows = file.schema_arrow, file.metadata.num_rows
         said = schema.metadata or {}
         if schema.names != self._schema.names:
@@ -148,7 +145,7 @@ class ResultFile:
         new = [key for keys, _ in self._pending for key in keys]
         dropped = pa.array([*self._replaced, *new], pa.string())
         if self._path.exists():
-            with _opened(self._path) as file:
+            with opened(self._path) as file:
                 for group in range(file.num_row_groups):
                     table = self._group(file, group)
                     stays = pa.compute.invert(pa.compute.is_in(table["key"], value_set=dropped))
@@ -180,28 +177,21 @@ def result_file(
         if target.name.lower() == QUARANTINE_NAME:
             raise ConfigError(f"--output {output}: the reasons of refused scans go to {QUARANTINE_NAME}; name another")
         _refuse_place(target, [export.folder, *(scan.path for scan in scans)])
-        _check_quarantine(quarantine_of(target))
+        check_quarantine(quarantine_of(target))
         results = ResultFile(target, schema, export.fingerprint, settings, per_scan)
         try:
             yield results
         finally:
             try:
                 results.save()
-                _write_quarantine(target, results.keys | results.refused.keys(), results.refused)
+                write_quarantine(target, results.keys | results.refused.keys(), results.refused)
             except OSError as error:  # its folder has gone, its disk has failed
                 raise ResourceError(f"--output {output} can no longer be written: {error.strerror}") from None
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[parquet.ParquetFile]:
-    """pyarrow itself opens no file whose name is not UTF-8."""
-    with path.open("rb") as file:
-        yield parquet.ParquetFile(file, page_checksum_verification=True)
-
-
 def _is_result(path: Path) -> bool:
     try:
-        with _opened(path) as file:
+        with opened(path) as file:
             said = (file.schema_arrow.metadata or {}).keys()
     except pa.ArrowException:
         raise ConfigError(f"--output {path} exists and is not a parquet file; name another") from None
@@ -248,48 +238,3 @@ def risk_table(
         risk_BKH.reshape(-1),
     ]
     return pa.table(columns, schema=RISKS)
-
-
-def quarantine_of(output: Path) -> Path:
-    """quarantine.parquet beside an output; a link is followed."""
-    return Path(os.path.realpath(output.with_name(QUARANTINE_NAME)))
-
-
-def _read_quarantine(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    if path.is_file():
-        try:
-            with _opened(path) as file:
-                table = file.read()
-        except (pa.ArrowException, OSError):
-            table = None
-        if table is not None and table.schema.equals(QUARANTINE):
-            return table.to_pylist()
-    raise ConfigError(f"{path} was not written by this command; write --output to another folder")
-
-
-def _check_quarantine(path: Path) -> None:
-    """ConfigError, before the work, where it could not be written at the end."""
-    try:
-        with file_lock(path, wait=True):
-            _read_quarantine(path)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror}; write --output to another folder") from None
-
-
-def _write_quarantine(output: Path, tried: set[str], refused: Mapping[str, BadStudy]) -> None:
-    """Write quarantine.parquet beside `output`; columns key, code, detail.
-
-    It has the scans that this run refused, and those of earlier runs that were not `tried` again. Commands with other
-    outputs in the folder write it too, one at a time.
-    """
-    path = quarantine_of(output)
-    with file_lock(path, wait=True):
-        remove_leftovers(path)
-        earlier = _read_quarantine(path)
-        records = [record for record in earlier if record["key"] not in tried]
-        records += [{"key": key, "code": str(error.code), "detail": error.detail} for key, error in refused.items()]
-        if records != earlier:
-            with replacing(path) as part, part.open("wb") as file:
-                parquet.write_table(pa.Table.from_pylist(records, QUARANTINE), file)

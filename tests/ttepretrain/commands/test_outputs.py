@@ -15,7 +15,7 @@ import pyarrow.parquet as parquet
 import pytest
 import torch
 
-from ttepretrain.commands import batches, outputs
+from ttepretrain.commands import batches, outputs, refused
 from ttepretrain.commands.main import run
 from ttepretrain.commands.scans import Scan
 from ttepretrain.errors import BadStudy, ConfigError, ExportError, IntegrityError, ResourceError
@@ -413,7 +413,7 @@ def test_a_folder_that_is_removed_meanwhile_is_said_in_one_line(export, few, tmp
 def test_reasons_that_could_not_be_written_at_the_end_are_refused_before_any_work(
     export, few, tmp_path, reading, command
 ):
-    (tmp_path / outputs.QUARANTINE_NAME).symlink_to(tmp_path / "gone" / "quarantine.parquet")
+    (tmp_path / refused.QUARANTINE_NAME).symlink_to(tmp_path / "gone" / "quarantine.parquet")
     with pytest.raises(ConfigError, match="cannot be written: No such file or directory; write --output to another"):
         COMMANDS[command](export, few, tmp_path / "o.parquet")
     assert reading == []
